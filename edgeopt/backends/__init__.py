@@ -1,0 +1,7 @@
+"""The room of backends: one file per runtime, one line per file."""
+
+TABLE = (
+    "onnxruntime",
+    "openvino",
+    "null",
+)

@@ -1,0 +1,63 @@
+"""The backend of ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from edgeopt.core import machine
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import MissingError, StepError
+from edgeopt.core.protocols import Backend, Context, Options
+
+
+class OnnxruntimeOptions(Options):
+    """What a target may ask of onnxruntime."""
+
+    graph_optimization: Literal["all", "extended", "basic", "off"] = Field(
+        default="all", description="how far the graph is rewritten when it is opened"
+    )
+
+
+class Onnxruntime(Backend):
+    """ONNX Runtime's CPU provider: takes ONNX as it is and rewrites the graph each time it is opened.
+
+    Q/DQ pairs execute as 8-bit kernels, the float rest as f32; FP16 models run, through casts to f32.
+    """
+
+    formats = ("onnx",)
+    extra = "onnxruntime"
+    needs = ("onnxruntime",)
+    executions = ("f32",)
+    Options = OnnxruntimeOptions
+
+    def probe(self) -> str:
+        spec = find_spec("onnxruntime")
+        return "" if spec and spec.origin else "onnxruntime is not installed: pip install 'edgeopt[onnxruntime]'"
+
+    def refuses(self, execution: Mapping[str, str]) -> str:
+        asked = execution.get("float", "f32")
+        if asked in self.executions:
+            return ""
+        return f"onnxruntime executes floats as f32 on the CPU, not {asked}: give the variant to an OpenVINO target, or leave execute-{asked} out"
+
+    def compile(self, model: Artifact, ctx: Context) -> Path:
+        """Copies, never hard links: onnx refuses external data with several links, here and in the store."""
+        if reason := self.probe():
+            raise MissingError(reason)
+        from edgeopt.runner import Problem
+        from edgeopt.runner import onnxruntime as runtime
+
+        shutil.copytree(model.files, ctx.folder, dirs_exist_ok=True)
+        main = ctx.folder / model.main
+        options = ctx.target.get("options", {})
+        try:
+            runtime.open(main, threads=machine.threads(), requests=1, options=options, execution=model.execution).close()
+        except Problem as problem:
+            raise StepError(problem.cause, remedy=problem.remedy) from problem
+        return main

@@ -1,0 +1,224 @@
+"""The commands of the walk: run, plan, build, measure, report, bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeopt.cli.answer import Answer, coloured, rendered, width
+from edgeopt.cli.commands import json_option
+
+if TYPE_CHECKING:
+    from edgeopt.core.plan import Plan
+    from edgeopt.core.report import Report
+
+_PATH = click.Path(path_type=Path)
+_output = click.option("-o", "--output", type=_PATH, metavar="DIR", help="The run folder. Default: runs/NAME-TIME, with runs/NAME-latest pointing at it.")
+_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, only warnings.")
+_verbose = click.option("-v", "--verbose", is_flag=True, help="A line for reused steps too.")
+_remeasure = click.option("--remeasure", is_flag=True, help="Measure again, also what was measured before.")
+_recipe = click.argument("recipe", type=_PATH, metavar="RECIPE")
+_folder = click.argument("folder", type=_PATH, metavar="RUN-FOLDER")
+
+
+@click.command()
+@_recipe
+@_output
+@_remeasure
+@_quiet
+@_verbose
+@json_option
+def run(recipe: Path, output: Path | None, remeasure: bool, quiet: bool, verbose: bool) -> Answer:
+    """Walk a recipe from the model to the judged report.
+
+    What is in the store is reused, so a stopped run goes on where it was, and a second one takes a
+    second. The exit code says how it ended: 0 fine, 3 a gate failed, 4 inconclusive (all codes: README).
+    """
+    from edgeopt.cli.progress import listen
+    from edgeopt.core.recipe import load
+    from edgeopt.stages import run as stage
+
+    loaded = load(recipe)
+    folder = stage.choose_folder(loaded.name, output)
+    with listen(quiet, verbose) as progress:
+        report = stage.run(loaded, folder, remeasure=remeasure, progress=progress)
+    return _judged(report, folder)
+
+
+@click.command()
+@_recipe
+@click.option("-o", "--output", type=_PATH, metavar="DIR", help="Write plan.json into this folder, for `edgeopt build DIR`.")
+@json_option
+def plan(recipe: Path, output: Path | None) -> Answer:
+    """Show the steps of every variant on every target. Nothing runs and no framework is imported."""
+    from edgeopt.stages.explain import explain
+
+    planned = _planned(recipe)
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        planned.write(output)
+    stored = {step.key for step in explain(planned, causes=False) if step.stored}
+    return Answer(planned, lambda: _steps(planned, stored, output))
+
+
+@click.command()
+@click.argument("given", type=_PATH, metavar="RECIPE|RUN-FOLDER")
+@_output
+@_quiet
+@_verbose
+@json_option
+def build(given: Path, output: Path | None, quiet: bool, verbose: bool) -> Answer:
+    """Make every artifact of a recipe, or of the plan in a run folder."""
+    from edgeopt.cli.progress import listen
+    from edgeopt.core.errors import UsageError, combine
+    from edgeopt.stages.build import build as stage
+
+    if given.is_dir() or given.name == "plan.json":
+        planned, folder = _in_folder(given)
+        if output:
+            raise UsageError("--output and a run folder exclude each other", remedy=f"edgeopt build {given}")
+    else:
+        from edgeopt.stages.run import choose_folder
+
+        planned = _planned(given)
+        folder = choose_folder(planned.name, output)
+    with listen(quiet, verbose) as progress:
+        built = stage(planned, folder, progress=progress)
+    code = combine(row.exit_code for row in built.rows)
+    return Answer(built, lambda: _rows(built, folder), code)
+
+
+@click.command()
+@_folder
+@_remeasure
+@_quiet
+@_verbose
+@json_option
+def measure(folder: Path, remeasure: bool, quiet: bool, verbose: bool) -> Answer:
+    """Score and time the artifacts of a run folder, all variants of a target together."""
+    from edgeopt.cli.progress import listen
+    from edgeopt.stages.measure import measure as stage
+
+    planned, folder = _in_folder(folder)
+    with listen(quiet, verbose) as progress:
+        sessions = stage(planned, folder, remeasure=remeasure, progress=progress)
+    count = sum(len(session.variants) for session in sessions)
+    text = f"{count} variants measured on {len(sessions)} targets; next: edgeopt report {folder}"
+    return Answer([session.model_dump(mode="json") for session in sessions], text)
+
+
+@click.command()
+@_folder
+@json_option
+def report(folder: Path) -> Answer:
+    """Compare what was measured, judge the gates, write report.json, .md, .html and junit.xml."""
+    from edgeopt.stages.report import report as stage
+
+    planned, folder = _in_folder(folder)
+    return _judged(stage(planned, folder), folder)
+
+
+@click.command()
+@_folder
+@json_option
+def bundle(folder: Path) -> Answer:
+    """Pack each target's pick: artifact, manifest, golden outputs, evidence."""
+    from edgeopt.stages.bundle import bundle as stage
+
+    planned, folder = _in_folder(folder)
+    paths = stage(planned, folder)
+    return Answer([str(path) for path in paths], "\n".join(map(str, paths)) or "nothing was picked, so there is nothing to bundle")
+
+
+def _planned(recipe: Path) -> Plan:
+    from edgeopt.core.recipe import load
+    from edgeopt.stages.plan import plan as stage
+
+    return stage(load(recipe))
+
+
+def _in_folder(given: Path) -> tuple[Plan, Path]:
+    """The plan in a run folder; naming a file inside it is as good."""
+    from pydantic import ValidationError
+
+    from edgeopt.core.errors import UsageError
+    from edgeopt.core.plan import Plan
+
+    if given.suffix in (".yaml", ".yml") and given.is_file() and given.name != "recipe.yaml":
+        raise UsageError(f"{given} is a recipe, and this command works on a run folder", remedy=f"edgeopt run {given}, or edgeopt build {given} first")
+    folder = given if given.is_dir() else given.parent
+    if not given.exists():
+        raise UsageError(f"no such folder: {given}", remedy="name a run folder: runs/NAME-latest is the newest one of a recipe")
+    if not (folder / "plan.json").is_file():
+        raise UsageError(f"{folder} is no run folder: it holds no plan.json", remedy=f"edgeopt plan RECIPE --output {folder} writes one")
+    try:
+        return Plan.read(folder), folder
+    except ValidationError:
+        remedy = f"edgeopt plan RECIPE --output {folder} writes it anew"
+        raise UsageError(f"{folder / 'plan.json'} is damaged, or of another version of edgeopt", remedy=remedy) from None
+
+
+def _judged(report: Report, folder: Path) -> Answer:
+    def words() -> str:
+        from edgeopt.cli.table import table
+
+        shown = table(report, width(), coloured())
+        lines = [shown if isinstance(shown, str) else rendered(shown), ""]
+        lines += [f"exit {report.exit_code}: {reason}" for reason in report.exit_reasons]
+        return "\n".join([*lines, f"report: {folder / 'report.html'}"])
+
+    return Answer(report, words, report.exit_code)
+
+
+def _steps(plan: Plan, stored: set[str], output: Path | None) -> str:
+    """Each row's steps in order; what is in the store is said to be so."""
+    from rich.markup import escape
+
+    lines: list[Any] = []
+    total, ready = len(plan.steps), len(stored)
+    lines.append(f"[bold]{escape(plan.name)}[/]: {len(plan.rows)} rows, {total} steps, {ready} of them in the store (marked ·)")
+    name_width = max((len(row.variant) for row in plan.rows), default=0)
+    for one in plan.targets:
+        target, need = one.target, "" if one.need == "measured" else f", need: {one.need}"
+        threads = f"{one.threads} thread{'s' if one.threads != 1 else ''}"
+        lines.append(f"\n[bold]{escape(target.name)}[/] ({target.backend}, {threads}, batch {target.batch}, {target.scenario}{need})")
+        for row in plan.rows_of(target.name):
+            steps = [plan.steps[key] for key in row.steps]
+            names = [f"{'· ' if step.key in stored else ''}{step.plug if step.kind == 'pass' else 'compile'}" for step in steps]
+            lines += _folded(f"  {row.variant:<{name_width}}  ", names)
+            if row.unavailable:
+                lines.append(f"  {'':<{name_width}}  [yellow]unavailable: {escape(row.unavailable)}[/]")
+    for split, ref in plan.data.items():
+        if ref.synthetic:
+            lines.append(f"\n[yellow]data: {split}: {escape(ref.synthetic)}[/]")
+    if output:
+        lines.append(f"\nplan: {output / 'plan.json'}")
+    return rendered(*lines)
+
+
+def _folded(head: str, names: list[str]) -> list[str]:
+    """`a → b → c` after a head, broken before an arrow where the line ends."""
+    from rich.markup import escape
+
+    lines, line = [], head + names[0]
+    for name in names[1:]:
+        if len(line) + len(name) + 3 > width():
+            lines.append(escape(line))
+            line = " " * len(head) + "→ " + name
+        else:
+            line += f" → {name}"
+    return [*lines, escape(line)]
+
+
+def _rows(built: Any, folder: Path) -> str:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("variant", "target", "status", "artifact or reason"):
+        table.add_column(name, overflow="fold")
+    styles = {"built": "green", "failed": "red", "unavailable": "yellow"}
+    for row in built.rows:
+        table.add_row(row.variant, row.target, f"[{styles[row.status]}]{row.status}[/]", str(folder / row.artifact) if row.artifact else row.reason)
+    return rendered(table, f"\nnext: edgeopt measure {folder}")

@@ -1,0 +1,86 @@
+"""What this machine is: cores the quota allows, CPU, memory, system; told in every session."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgeopt.core import digest
+
+ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+@cache
+def threads() -> int:
+    """How many cores the process may use: affinity, cut to the cgroup's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for line in _text("/proc/self/cgroup").splitlines() or ["0::/"]:
+        group = line.split(":", 2)[-1].lstrip("/")
+        for folder in (Path("/sys/fs/cgroup") / group, Path("/sys/fs/cgroup")):
+            quota = _text(str(folder / "cpu.max")).split()
+            if len(quota) == 2 and quota[0] != "max":
+                cores = min(cores, max(1, int(int(quota[0]) / int(quota[1]) + 0.999)))
+    old, period = _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    if old and period and int(old) > 0:
+        cores = min(cores, max(1, int(int(old) / int(period) + 0.999)))
+    return cores
+
+
+def memory_bytes() -> int:
+    """Memory the process may use: physical, cut to the cgroup's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _text("/sys/fs/cgroup/memory.max")
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+@cache
+def fingerprint() -> dict[str, Any]:
+    """The facts that must be equal for two timings to be comparable, as plain JSON."""
+    info: dict[str, str] = {}
+    for line in _text("/proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        info.setdefault(name.strip(), value.strip())
+    flags = (info.get("flags") or info.get("Features") or "").split()
+    facts: dict[str, Any] = {
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cpu_family": "/".join(info.get(key, "?") for key in ("cpu family", "model", "stepping")),
+        "isa": [flag for flag in ISA if flag in flags],
+        "arch": platform.machine(),
+        "cores_visible": os.cpu_count() or 1,
+        "cores_allowed": threads(),
+        "memory_mb": round(memory_bytes() / 1e6),
+        "system": platform.system(),
+        "kernel": platform.release(),
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
+        "container": "docker" if Path("/.dockerenv").exists() else None,
+        "virtual": "hypervisor" in flags,
+    }
+    facts["id"] = digest.of_value(facts)
+    return facts
+
+
+def load() -> float | None:
+    """The one-minute load average."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def mhz() -> list[float]:
+    """The clock of each core right now, as the kernel tells it; empty where it does not."""
+    return [round(float(line.partition(":")[2]), 0) for line in _text("/proc/cpuinfo").splitlines() if line.startswith("cpu MHz")]
+
+
+def cpu_times() -> dict[str, float]:
+    """Seconds of all cores since boot, and those that the hypervisor gave to others (steal)."""
+    fields = [int(value) for value in _text("/proc/stat").splitlines()[0].split()[1:]] if _text("/proc/stat") else [0] * 8
+    ticks = os.sysconf("SC_CLK_TCK")
+    return {"total_s": sum(fields[:8]) / ticks, "steal_s": fields[7] / ticks}

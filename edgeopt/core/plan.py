@@ -1,0 +1,93 @@
+"""A plan: the flat list of steps of every variant × target, with keys. Nothing has run yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from edgeopt.core.protocols import Options
+from edgeopt.core.recipe import Gate, Measuring, PlugUse
+from edgeopt.core.target import Need, Target
+
+
+class Step(Options):
+    """One pass or one compile with its options filled in. `key` names its result in the store."""
+
+    key: str
+    kind: Literal["pass", "compile"]
+    plug: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    before: str | None = Field(description="key of the step whose result it takes; None for an import")
+    reference: str | None = Field(default=None, description="key of the reference's last pass, where the step looks at it")
+    data: dict[str, str] = Field(default_factory=dict, description="split → digest")
+    target: dict[str, Any] = Field(default_factory=dict, description="the target fields it may see")
+    target_name: str | None = Field(default=None, description="for messages only; not part of the key")
+    makes: str = Field(description="format of the result")
+    parts: dict[str, Any] = Field(default_factory=dict, description="what the key was made of, for `edgeopt cache why`")
+
+
+class PlanRow(Options):
+    """One variant on one target: the keys of its steps in order; the last one is the compile."""
+
+    variant: str
+    target: str
+    steps: list[str]
+    execution: dict[str, str]
+    unavailable: str = ""
+
+    @property
+    def artifact(self) -> str:
+        return self.steps[-1]
+
+
+class PlanTarget(Options):
+    target: Target
+    need: Need
+    threads: int
+
+
+class DataRef(Options):
+    """One split: its source and the digest of everything it is read from."""
+
+    use: PlugUse
+    digest: str
+    synthetic: str = ""
+
+
+class Plan(Options):
+    """What will run, in order. Paths are relative to `base`."""
+
+    edgeopt_plan: Literal[1] = 1
+    edgeopt: str
+    name: str
+    recipe_digest: str
+    recipe_file: str
+    base: str
+    reference: str
+    reference_added: bool = Field(default=False, description="the recipe has no variant without passes; never picked")
+    steps: dict[str, Step]
+    rows: list[PlanRow]
+    targets: list[PlanTarget]
+    data: dict[str, DataRef]
+    scores: list[PlugUse]
+    gates: list[Gate]
+    pick: Literal["latency", "throughput", "size"]
+    measure: Measuring
+    seed: int
+
+    def rows_of(self, target: str) -> list[PlanRow]:
+        return [row for row in self.rows if row.target == target]
+
+    def target_of(self, name: str) -> PlanTarget:
+        return next(one for one in self.targets if one.target.name == name)
+
+    def write(self, folder: Path) -> Path:
+        path = folder / "plan.json"
+        path.write_text(self.model_dump_json(indent=1) + "\n")
+        return path
+
+    @staticmethod
+    def read(folder: Path) -> Plan:
+        return Plan.model_validate_json((folder / "plan.json").read_text())

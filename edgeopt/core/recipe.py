@@ -1,0 +1,365 @@
+"""A recipe: what the user wants. Strict at every depth; every problem is told with its place."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+
+from edgeopt.core import digest, registry, target
+from edgeopt.core.checks import problems_of
+from edgeopt.core.errors import EdgeoptError, MissingError, Place, RecipeErrors, UntrustedError, UsageError, did_you_mean
+from edgeopt.core.places import Document, read_yaml
+from edgeopt.core.protocols import SPLITS, Options
+from edgeopt.core.target import Need, Target
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class InputSpec(Options):
+    """One input of a torch model."""
+
+    shape: list[int | str] = Field(description="sizes; a name (N) for an axis that may vary")
+    dtype: Literal["float32", "float16", "int64", "int32", "uint8", "int8", "bool"] = "float32"
+
+
+class FileRef(Options):
+    """A file beside the recipe, or inside an installed package."""
+
+    file: str = Field(description="path relative to the recipe, or to the package")
+    package: str | None = Field(default=None, description="import name of an installed package that holds the file")
+
+    def locate(self, base: Path) -> Path:
+        """Where the file should be; the package is found without being imported. It need not exist."""
+        if self.package is None:
+            return base / self.file
+        try:
+            spec = importlib.util.find_spec(self.package)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise MissingError(
+                f"the package '{self.package}' is not installed", remedy="install it, or correct the import name under `package`"
+            )
+        folder = Path(next(iter(spec.submodule_search_locations))).resolve()
+        path = folder / self.file
+        if not Path(os.path.normpath(path)).is_relative_to(folder):
+            raise UntrustedError(
+                f"'{self.file}' lies outside the package '{self.package}'", remedy="name a file inside the package's folder"
+            )
+        return path
+
+
+class WeightsRef(FileRef):
+    """Weights: safetensors, or a torch state dict that loads with weights_only."""
+
+    key: str | None = Field(default=None, description="key of the state dict inside a training checkpoint, dots nest")
+
+
+def _file(value: Any) -> Any:
+    return {"file": value} if isinstance(value, str) else value
+
+
+class TorchModel(Options):
+    """A factory function and its weights."""
+
+    factory: str = Field(description="file.py:function or package.module:function, returns the torch.nn.Module")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
+    weights: Annotated[WeightsRef | None, BeforeValidator(_file)] = None
+    inputs: dict[str, InputSpec] = Field(min_length=1, description="the inputs in the order of forward()")
+    outputs: list[_Name] | None = Field(default=None, description="names of the outputs")
+
+
+class Model(Options):
+    """Where the trained model comes from: exactly one of the three."""
+
+    torch: TorchModel | None = None
+    onnx: Annotated[FileRef | None, BeforeValidator(_file)] = None
+    pt2: Annotated[FileRef | None, BeforeValidator(_file)] = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Model:
+        if sum(value is not None for value in (self.torch, self.onnx, self.pt2)) != 1:
+            raise ValueError("give exactly one of torch, onnx, pt2")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return "torch" if self.torch else "onnx" if self.onnx else "pt2"
+
+
+class PlugUse(Options):
+    """A plug by name with its options: `simplify`, `{quantize-int8: {calibration: entropy}}`, `{python: f.py:fn}`."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+def _plug(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and len(value) == 1:
+        [(name, options)] = value.items()
+        if options is None:
+            options = {}
+        return {"name": name, "options": options if isinstance(options, dict) else {"source": options}}
+    raise ValueError("write a name, or {name: {option: value}}")
+
+
+def _data(value: Any) -> Any:
+    kinds = registry.names("datasets")
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"write {{KIND: SOURCE}} with one of {', '.join(kinds)}")
+    named = [key for key in value if key in kinds] or [next(iter(value))]
+    rest = {key: item for key, item in value.items() if key != named[0]}
+    return {"name": named[0], "options": {"source": value[named[0]], **rest}}
+
+
+Plug = Annotated[PlugUse, BeforeValidator(_plug)]
+DataUse = Annotated[PlugUse, BeforeValidator(_data)]
+
+
+class Data(Options):
+    """The four splits; only `evaluate` is needed by every recipe."""
+
+    train: DataUse | None = Field(default=None, description="fine-tuning")
+    tune: DataUse | None = Field(default=None, description="what searches and early stopping may look at")
+    calibrate: DataUse | None = Field(default=None, description="ranges for quantization")
+    evaluate: DataUse = Field(description="scored once, at the end; shares no sample with the others")
+
+    def splits(self) -> dict[str, PlugUse]:
+        return {name: use for name in SPLITS if (use := getattr(self, name)) is not None}
+
+
+class SpeedupLimit(Options):
+    min: float = Field(gt=0)
+
+
+class SizeLimit(Options):
+    max_mb: float = Field(gt=0, description="MB are 10⁶ bytes")
+
+
+class RateLimit(Options):
+    min_per_s: float = Field(gt=0)
+
+
+class Gate(Options):
+    """One demand. Rows that fail it do not qualify; `variants` makes it a demand on just those."""
+
+    score: str | None = None
+    max_drop: float | None = Field(default=None, ge=0, description="in the score's own unit, against the reference")
+    min: float | None = None
+    max: float | None = None
+    latency: Literal["p50", "p90", "p95", "p99", "p99.9"] | None = None
+    max_ms: float | None = Field(default=None, gt=0)
+    speedup: SpeedupLimit | None = None
+    size: SizeLimit | None = None
+    memory: SizeLimit | None = None
+    throughput: RateLimit | None = None
+    targets: list[str] | None = None
+    variants: list[str] | None = None
+    inconclusive: Literal["fail", "pass"] = "fail"
+
+    @property
+    def kind(self) -> str:
+        return next(name for name in ("score", "latency", "speedup", "size", "memory", "throughput") if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _one(self) -> Gate:
+        kinds = ("score", "latency", "speedup", "size", "memory", "throughput")
+        if sum(getattr(self, name) is not None for name in kinds) != 1:
+            raise ValueError(f"a gate judges exactly one of {', '.join(kinds)}")
+        limits = [name for name in ("max_drop", "min", "max") if getattr(self, name) is not None]
+        if (self.score is not None) != (len(limits) == 1):
+            raise ValueError("a score gate, and only that, has exactly one of max_drop, min, max")
+        if (self.latency is not None) != (self.max_ms is not None):
+            raise ValueError("a latency gate has the percentile and max_ms: {latency: p90, max_ms: 5}")
+        return self
+
+
+class Measuring(Options):
+    """How long and how exactly to measure."""
+
+    precision_percent: float = Field(default=1.0, gt=0, le=50, description="half-width of the p50 interval to reach")
+    budget_s: float = Field(default=20.0, gt=0, description="longest time per target, scoring apart")
+
+
+class TargetUse(Options):
+    """A target in a recipe, and what it must reach."""
+
+    target: Target
+    need: Need = "measured"
+
+
+class Recipe(Options):
+    """A model, its data and scores, the variants to try, the targets and the gates."""
+
+    edgeopt: Literal[1] = Field(description="version of this file format")
+    name: _Name
+    model: Model
+    data: Data
+    scores: list[Plug] = Field(default_factory=list)
+    reference: str | None = Field(default=None, description="the variant others are compared with")
+    variants: dict[_Name, list[Plug] | None] = Field(min_length=1)
+    targets: list[Any] = Field(min_length=1, description="names, files, {name: {need: built}} or {extends: name, …}")
+    gates: list[Gate] = Field(default_factory=list)
+    pick: Literal["latency", "throughput", "size"] = "latency"
+    measure: Measuring = Field(default_factory=Measuring)
+    seed: int = 0
+
+    _base: Path = PrivateAttr(default=Path())
+    _file: str = PrivateAttr(default="recipe.yaml")
+    _document: Document | None = PrivateAttr(default=None)
+    _targets: tuple[TargetUse, ...] = PrivateAttr(default=())
+
+    @property
+    def base(self) -> Path:
+        """The recipe's folder, absolute."""
+        return self._base
+
+    @property
+    def file(self) -> str:
+        return self._file
+
+    @property
+    def digest(self) -> str:
+        return digest.of_value(self.model_dump(mode="json"))
+
+    @property
+    def uses(self) -> tuple[TargetUse, ...]:
+        """The targets, resolved."""
+        return self._targets
+
+    @property
+    def reference_name(self) -> str:
+        """The reference variant; `reference` is added when every variant has passes."""
+        plain = [name for name, passes in self.variants.items() if not passes]
+        return self.reference or (plain[0] if plain else "reference")
+
+    @property
+    def all_variants(self) -> dict[str, list[PlugUse]]:
+        """Every variant in order, the reference first."""
+        reference = self.reference_name
+        ordered = {reference: self.variants.get(reference) or []}
+        return ordered | {name: passes or [] for name, passes in self.variants.items()}
+
+    def score_label(self, use: PlugUse) -> str:
+        return str(use.options.get("label") or use.name)
+
+    def place(self, *path: str | int) -> Place | None:
+        return self._document.place(path) if self._document else None
+
+
+def load(path: Path) -> Recipe:
+    """Read and check a recipe file. Raises RecipeErrors with everything that is wrong in it."""
+    return check(read_yaml(path), path.resolve().parent)
+
+
+def check(document: Document, base: Path) -> Recipe:
+    """Check a recipe's document; relative paths are below `base`."""
+    problems: list[EdgeoptError] = []
+    try:
+        recipe = Recipe.model_validate(document.value)
+    except ValidationError as error:
+        raise RecipeErrors(problems_of(error, document, Recipe)) from None
+    recipe._base, recipe._file, recipe._document = base.absolute(), document.file, document
+    recipe._targets = tuple(_targets(recipe, document, problems))
+    for split, use in recipe.data.splits().items():
+        _options(document, ("data", split), "datasets", use, (), problems)
+    for index, use in enumerate(recipe.scores):
+        _options(document, ("scores", index), "scores", use, (use.name,), problems)
+    for variant, passes in recipe.variants.items():
+        for index, use in enumerate(passes or []):
+            _options(document, ("variants", variant, index), "passes", use, (use.name,), problems)
+    problems += _references(recipe, document)
+    if problems:
+        raise RecipeErrors(sorted(problems, key=lambda one: (one.place.line or 0, one.place.column or 0) if one.place else (0, 0)))
+    return recipe
+
+
+def _targets(recipe: Recipe, document: Document, problems: list[EdgeoptError]) -> list[TargetUse]:
+    found: list[TargetUse] = []
+    for index, value in enumerate(recipe.targets):
+        place = document.place(("targets", index))
+        try:
+            if isinstance(value, str):
+                use = TargetUse(target=target.load(value, recipe.base, place))
+            elif isinstance(value, dict) and "extends" in value:
+                fields = {key: item for key, item in value.items() if key != "need"}
+                use = TargetUse(target=target.extend(fields, recipe.base, place), need=value.get("need", "measured"))
+            elif isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), dict):
+                [(name, fields)] = value.items()
+                wrong = [key for key in fields if key != "need"]
+                if wrong:
+                    raise UsageError(
+                        f"unknown key '{wrong[0]}'",
+                        place=document.place(("targets", index, name, wrong[0])),
+                        remedy="known here: need; to change a field write {extends: NAME, field: value}",
+                    )
+                use = TargetUse(target=target.load(str(name), recipe.base, place), need=fields.get("need", "measured"))
+            else:
+                raise UsageError(
+                    "not a target", place=place, remedy="write a name, a file, {NAME: {need: built}} or {extends: NAME, threads: 1}"
+                )
+        except RecipeErrors as error:
+            problems += error.problems
+            continue
+        except ValidationError:
+            need = value.get("need") or next(iter(value.values())).get("need")
+            problems.append(UsageError(f"need: '{need}' is not known", place=place, remedy="write measured, built or bundled"))
+            continue
+        except EdgeoptError as error:
+            error.place = error.place or place
+            problems.append(error)
+            continue
+        if any(one.target.name == use.target.name for one in found):
+            problems.append(
+                UsageError(f"the target '{use.target.name}' stands here twice", place=place, remedy="give one of them a name of its own")
+            )
+            continue
+        if use.target.compile_on == "device" and use.need == "measured" and not (isinstance(value, dict) and "need" in str(value)):
+            use = TargetUse(target=use.target, need="bundled")
+        found.append(use)
+    return found
+
+
+def _options(
+    document: Document, path: tuple[str | int, ...], room: str, use: PlugUse, inner: tuple[str, ...], problems: list[EdgeoptError]
+) -> None:
+    try:
+        cls = registry.load(room, use.name)
+        cls.model_validate(use.options)
+    except ValidationError as error:
+        problems += problems_of(error, document, cls, (*path, *inner))
+    except EdgeoptError as error:
+        error.place = document.place((*path, use.name))
+        problems.append(error)
+
+
+def _references(recipe: Recipe, document: Document) -> list[EdgeoptError]:
+    """Names that point inside the recipe: gates to scores, variants and targets, the reference."""
+    problems: list[EdgeoptError] = []
+    labels = [recipe.score_label(use) for use in recipe.scores]
+    known = {"variants": list(recipe.all_variants), "targets": [use.target.name for use in recipe.uses]}
+
+    def wrong(word: str, kind: str, names: list[str], *path: str | int) -> None:
+        problems.append(
+            UsageError(f"no {kind} is named '{word}' in this recipe", place=document.place(path), remedy=did_you_mean(word, names))
+        )
+
+    for index, label in enumerate(labels):
+        if label in labels[:index]:
+            problems.append(UsageError(f"two scores are named '{label}'", place=document.place(("scores", index)), remedy="give one a `label`"))
+    if recipe.reference and recipe.reference not in recipe.variants:
+        wrong(recipe.reference, "variant", list(recipe.variants), "reference")
+    for index, gate in enumerate(recipe.gates):
+        if gate.score is not None and gate.score not in labels:
+            wrong(gate.score, "score", labels, "gates", index, "score")
+        for field, names in known.items():
+            for position, word in enumerate(getattr(gate, field) or []):
+                if word not in names and not (field == "targets" and not recipe.uses):
+                    wrong(word, field[:-1], names, "gates", index, field, position)
+    return problems

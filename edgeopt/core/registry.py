@@ -1,0 +1,70 @@
+"""Names to classes, room by room. A plug is one file and one line in its room's TABLE.
+
+File `passes/quantize_int8.py` holds pass `quantize-int8` as class `QuantizeInt8`. A name that is not
+in the table is looked up among installed entry points of the group `edgeopt.<room>` (`module:Class`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgeopt.core import digest
+from edgeopt.core.errors import MissingError, UsageError, did_you_mean
+
+ROOMS = ("passes", "backends", "datasets", "scores", "formats")
+_NOUN = {"passes": "pass", "backends": "backend", "datasets": "dataset", "scores": "score", "formats": "format"}
+
+
+def names(room: str) -> list[str]:
+    """The names in a room's own table."""
+    return list(importlib.import_module(f"edgeopt.{room}").TABLE)
+
+
+def load(room: str, name: str) -> Any:
+    """The class behind a name. Raises UsageError when nobody registered it."""
+    if name in names(room):
+        module = importlib.import_module(f"edgeopt.{room}.{name.replace('-', '_')}")
+        return getattr(module, "".join(part.capitalize() for part in name.split("-")))
+    found = [entry for entry in metadata.entry_points(group=f"edgeopt.{room}") if entry.name == name]
+    if not found:
+        raise UsageError(f"unknown {_NOUN[room]} '{name}'", remedy=did_you_mean(name, names(room)))
+    try:
+        return found[0].load()
+    except ImportError as error:
+        raise MissingError(
+            f"the {_NOUN[room]} '{name}' of {found[0].value} cannot be imported: {error}", remedy="mend or remove that package"
+        ) from None
+
+
+def source_digest(cls: type) -> str:
+    """sha256 of the file a plug's class is written in: its code is part of every key it makes."""
+    spec = importlib.util.find_spec(cls.__module__)
+    return digest.of_file(Path(spec.origin)) if spec and spec.origin else cls.__module__
+
+
+def need(module: str, extra: str) -> Any:
+    """Import a heavy package, or say what to install. Nothing phones home.
+
+    openvino and nncf know no switch for their telemetry; where `openvino_telemetry` cannot be imported they use a stub.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingError(
+            f"the package '{module.split('.', maxsplit=1)[0]}' is needed here and cannot be imported: {error}",
+            remedy=f"pip install 'edgeopt[{extra}]'",
+        ) from None
+
+
+def version(package: str) -> str:
+    """The installed version of a distribution, or `absent`."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

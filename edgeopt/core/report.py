@@ -1,0 +1,131 @@
+"""The report: sessions compared, gates judged. Written as report.json; every key is always there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from edgeopt.core.protocols import Options
+from edgeopt.core.session import Interval, Latency, ScoreValue, Speedup
+
+Status = Literal["measured", "built", "bundled", "unavailable", "failed"]
+GateVerdict = Literal["pass", "fail", "inconclusive", "not_measured"]
+
+# What flags say to a reader. A row with one of the first two is never picked.
+FLAGS = {
+    "slower-than-reference": "slower than the reference",
+    "larger-than-reference": "larger than the reference",
+    "unstable": "the machine's clock or load moved while it was measured",
+    "synthetic-data": "scored on synthetic data: the scores say nothing about accuracy",
+}
+
+
+class ArtifactInfo(Options):
+    """Where a row's artifact lies (relative to report.json), and what it is."""
+
+    format: str
+    path: str
+    digest: str
+    size_bytes: int
+
+
+class RecipeInfo(Options):
+    name: str
+    digest: str
+    file: str
+
+
+class TargetInfo(Options):
+    """How a target was measured."""
+
+    name: str
+    backend: str
+    scenario: str
+    threads: int
+    batch: int
+    need: str
+    noise_percent: float | None
+    session: str | None = Field(description="folder of the session, relative to report.json")
+    data_digest: str | None
+    conditions: dict[str, Any]
+
+
+class StepInfo(Options):
+    """One step of a row's history."""
+
+    step: str
+    seconds: float
+    options: dict[str, Any]
+    notes: dict[str, Any]
+    parity: dict[str, Any] | None
+
+
+class Row(Options):
+    """One variant on one target."""
+
+    variant: str
+    target: str
+    status: Status
+    reason: str | None
+    flags: list[str]
+    artifact: ArtifactInfo | None
+    latency_ms: Latency | None
+    throughput_per_s: float | None
+    throughput_ci95: Interval | None
+    load_ms: float | None
+    first_ms: float | None
+    peak_rss_mb: float | None
+    scores: dict[str, ScoreValue]
+    speedup: Speedup | None
+    precision: dict[str, int] | None
+    pareto: bool
+    qualifies: bool | None
+    picked: bool
+    pick_basis: str | None
+    exit_code: int
+    history: list[StepInfo]
+
+
+class GateResult(Options):
+    """One gate on one row. `wanted` and `got` are in the gate's own unit."""
+
+    gate: dict[str, Any]
+    variant: str
+    target: str
+    verdict: GateVerdict
+    wanted: float
+    got: float | None
+    ci95: Interval | None
+    reason: str | None
+
+
+class Report(Options):
+    """What to take for each target, with the evidence."""
+
+    schema_version: Literal[1] = 1
+    edgeopt: str
+    recipe: RecipeInfo
+    machine: dict[str, Any]
+    created_at: str
+    reference: str
+    pick: str
+    exit_code: int
+    exit_reasons: list[str]
+    targets: list[TargetInfo]
+    rows: list[Row]
+    gates: list[GateResult]
+
+    def picked(self, target: str) -> Row | None:
+        return next((row for row in self.rows if row.target == target and row.picked), None)
+
+    def write(self, folder: Path) -> Path:
+        path = folder / "report.json"
+        path.write_text(self.model_dump_json(indent=1) + "\n")
+        return path
+
+    @staticmethod
+    def read(path: Path) -> Report:
+        file = path / "report.json" if path.is_dir() else path
+        return Report.model_validate_json(file.read_text())

@@ -1,0 +1,195 @@
+"""The ONNX format: how a model is read, described, walked, executed exactly and written.
+
+Every walk here sees the bodies of If, Loop and Scan too: real models keep weights and whole layers in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.core import machine, registry
+from edgeopt.core.artifact import Signature, TensorSpec
+from edgeopt.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+    Feeds = dict[str, np.ndarray[Any, Any]]
+
+MAIN = "model.onnx"
+WEIGHTS = "model.onnx.data"
+# Protobuf ends at 2 GiB; shape inference and the checker want room below that.
+LARGEST_FILE = 1_500_000_000
+DEFAULT_DOMAINS = ("", "ai.onnx")
+
+
+class Onnx:
+    """A model as one protobuf, with its larger weights beside it where it would pass 1.5 GB."""
+
+    def signature(self, path: Path) -> Signature:
+        return signature_of(load(path, weights=False))
+
+    def runner(self, path: Path) -> Callable[[Feeds], Feeds]:
+        """Plain CPU execution: basic rewrites only, so that Q/DQ pairs act as written."""
+        try:
+            import onnxruntime
+        except ImportError:
+            from onnx.reference import ReferenceEvaluator
+
+            evaluator = ReferenceEvaluator(str(path))
+            return lambda feeds: dict(zip(evaluator.output_names, evaluator.run(None, feeds), strict=True))
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.intra_op_num_threads = min(2, machine.threads())
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def load(path: Path, weights: bool = True) -> ModelProto:
+    """The model behind a file that edgeopt wrote; `weights=False` leaves external data on disk."""
+    onnx = registry.need("onnx", "all")
+    model: ModelProto = onnx.load(path, load_external_data=weights)
+    return model
+
+
+def save(model: ModelProto, path: Path) -> Path:
+    """Write the model, its weights in one file beside it when it is too large for a single protobuf."""
+    onnx = registry.need("onnx", "all")
+    if model.ByteSize() > LARGEST_FILE:
+        onnx.save_model(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=1024)
+    else:
+        onnx.save_model(model, path)
+    return path
+
+
+def graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and every body inside it, outer ones first."""
+    yield graph
+    for node in graph.node:
+        for body in bodies(node):
+            yield from graphs(body)
+
+
+def bodies(node: NodeProto) -> list[GraphProto]:
+    """The graphs that a node carries in its attributes."""
+    return [body for attribute in node.attribute for body in ([attribute.g] if attribute.HasField("g") else attribute.graphs)]
+
+
+def nodes(model: ModelProto) -> Iterator[NodeProto]:
+    """Every node, those in bodies included."""
+    for graph in graphs(model.graph):
+        yield from graph.node
+
+
+def tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every stored tensor: initializers, sparse ones, attributes of nodes, in all bodies and functions."""
+    for graph in graphs(model.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        yield from _attributes(graph.node)
+    for function in model.functions:
+        yield from _attributes(function.node)
+        for body in (body for node in function.node for body in bodies(node)):
+            for graph in graphs(body):
+                yield from graph.initializer
+                yield from _attributes(graph.node)
+
+
+def _attributes(found: Any) -> Iterator[TensorProto]:
+    for node in found:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+
+
+def constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """Name to tensor of what is stored in this graph, be it an initializer or a Constant node."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS:
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    found[node.output[0]] = attribute.t
+    return found
+
+
+def opset(model: ModelProto) -> int:
+    """The version of the standard operators that the model is written in."""
+    return max((entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS), default=0)
+
+
+def foreign_domains(model: ModelProto) -> list[str]:
+    """Domains of operators that ONNX does not define."""
+    return sorted({node.domain for node in nodes(model)} - {*DEFAULT_DOMAINS, "ai.onnx.ml"})
+
+
+def inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """What a caller has to feed: old models list their weights among the inputs."""
+    stored = {tensor.name for tensor in model.graph.initializer} | {tensor.values.name for tensor in model.graph.sparse_initializer}
+    return [value for value in model.graph.input if value.name not in stored]
+
+
+def signature_of(model: ModelProto) -> Signature:
+    """Names, numpy dtypes and shapes; axes without a name get a stable one.
+
+    A first axis that no input names is `N`, the batch; any other unnamed axis is `<tensor>_d<axis>`.
+    """
+    fed = inputs(model)
+    firsts = [value.type.tensor_type.shape.dim[0] for value in fed if value.type.tensor_type.shape.dim]
+    open_firsts = [dim for dim in firsts if not dim.dim_value > 0]
+    batch = "N" if open_firsts and not any(dim.dim_param for dim in open_firsts) else ""
+    return Signature(tuple(_spec(value, batch) for value in fed), tuple(_spec(value, "") for value in model.graph.output))
+
+
+def _spec(value: ValueInfoProto, batch: str) -> TensorSpec:
+    if value.type.WhichOneof("value") != "tensor_type":
+        kind = (value.type.WhichOneof("value") or "untyped").removesuffix("_type").replace("_", " ")
+        raise UsageError(f"'{value.name}' is no tensor but {kind}", remedy="give a model whose inputs and outputs are plain tensors")
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    shape: list[int | str] = []
+    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+        unnamed = batch if batch and axis == 0 else f"{value.name}_d{axis}"
+        shape.append(dim.dim_value if dim.dim_value > 0 else dim.dim_param or unnamed)
+    return TensorSpec(value.name, tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name, tuple(shape))
+
+
+def name_axes(model: ModelProto, signature: Signature) -> None:
+    """Write the signature's shapes into the model, so that every later reader sees the same names."""
+    specs = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
+    for value in (*inputs(model), *model.graph.output):
+        if not value.type.tensor_type.HasField("shape"):
+            continue
+        shape = value.type.tensor_type.shape
+        del shape.dim[:]
+        for size in specs[value.name].shape:
+            dim = shape.dim.add()
+            if isinstance(size, str):
+                dim.dim_param = size
+            else:
+                dim.dim_value = size
+
+
+def examples(signature: Signature, seed: int = 0, batch: int = 2, other: int = 16) -> Feeds:
+    """Made-up inputs that fit the signature: small reals, integers 0 and 1."""
+    import numpy as np
+
+    numbers = np.random.default_rng(seed)
+    feeds: Feeds = {}
+    for spec in signature.inputs:
+        shape = [size if isinstance(size, int) else batch if size == signature.batch_symbol else other for size in spec.shape]
+        kind = np.dtype(spec.dtype).kind
+        array = numbers.integers(0, 2, shape) if kind in "iub" else numbers.standard_normal(shape)
+        feeds[spec.name] = np.asarray(array, dtype=spec.dtype)
+    return feeds

@@ -1,0 +1,85 @@
+"""The OpenVINO format: model.xml with its weights in model.bin, in the precision they were given.
+
+OpenVINO keeps no names of open axes, and a tensor may have several names: both stand in the model's
+runtime info, as the signature it was saved with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.core import machine, registry
+from edgeopt.core.artifact import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import openvino
+
+    Feeds = dict[str, np.ndarray[Any, Any]]
+
+MAIN = "model.xml"
+_NOTE = ["edgeopt", "signature"]
+
+
+class Openvino:
+    """A model that OpenVINO reads as it is, without conversion."""
+
+    def signature(self, path: Path) -> Signature:
+        return signature_of(load(path))
+
+    def runner(self, path: Path) -> Callable[[Feeds], Feeds]:
+        """CPU execution with f32 stated: OpenVINO's own default is bf16 where the CPU has it."""
+        model = load(path)
+        return runner_of(model, signature_of(model))
+
+
+def load(path: Path) -> openvino.Model:
+    """The model behind a file that edgeopt wrote."""
+    return registry.need("openvino", "openvino").Core().read_model(path)
+
+
+def save(model: openvino.Model, path: Path, signature: Signature) -> Path:
+    """Write the model and the names of its axes; weights are not compressed."""
+    openvino = registry.need("openvino", "openvino")
+    model.set_rt_info(json.dumps(asdict(signature)), _NOTE)
+    openvino.save_model(model, path, compress_to_fp16=False)
+    return path
+
+
+def signature_of(model: openvino.Model) -> Signature:
+    """What the model takes and gives; names of tensors and open axes as they were saved."""
+    noted = Signature.from_json(json.loads(model.get_rt_info(_NOTE).astype(str))) if model.has_rt_info(_NOTE) else Signature((), ())
+    return Signature(_specs(model.inputs, noted.inputs), _specs(model.outputs, noted.outputs))
+
+
+def _specs(ports: list[Any], noted: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    specs = []
+    for index, port in enumerate(ports):
+        names = port.get_names()
+        known = noted[index] if index < len(noted) and noted[index].name in names else None
+        name = known.name if known else min(names) if names else f"{port.get_node().friendly_name}"
+        shape: list[int | str] = []
+        for axis, size in enumerate(port.partial_shape if port.partial_shape.rank.is_static else ()):
+            old = known.shape[axis] if known and len(known.shape) == len(port.partial_shape) else None
+            shape.append(size.get_length() if size.is_static else old if isinstance(old, str) else f"{name}_d{axis}")
+        specs.append(TensorSpec(name, port.element_type.to_dtype().name, tuple(shape)))
+    return tuple(specs)
+
+
+def runner_of(model: openvino.Model, signature: Signature) -> Callable[[Feeds], Feeds]:
+    """The model compiled for plain execution: named arrays in, named arrays out."""
+    openvino = registry.need("openvino", "openvino")
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": min(2, machine.threads()), "NUM_STREAMS": 1}
+    compiled = openvino.Core().compile_model(model, "CPU", options)
+    inputs = [spec.name for spec in signature.inputs]
+    outputs = [spec.name for spec in signature.outputs]
+
+    def run(feeds: Feeds) -> Feeds:
+        results = compiled([feeds[name] for name in inputs])
+        return {name: results[index] for index, name in enumerate(outputs)}
+
+    return run

@@ -1,0 +1,15 @@
+"""The room of passes: one file per pass, one line per file."""
+
+TABLE = (
+    "import-onnx",
+    "import-torch",
+    "import-pt2",
+    "export-onnx",
+    "convert-openvino",
+    "simplify",
+    "cast-fp16",
+    "execute-bf16",
+    "quantize-int8",
+    "prune-channels",
+    "fine-tune",
+)

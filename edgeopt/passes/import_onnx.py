@@ -1,0 +1,292 @@
+"""The import of an ONNX file: nothing in it is believed before it is checked."""
+
+from __future__ import annotations
+
+import mmap
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeopt.core import registry
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import UntrustedError, UsageError
+from edgeopt.core.protocols import Context, Pass
+from edgeopt.core.recipe import FileRef
+from edgeopt.formats import onnx as onnx_format
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import ModelProto
+
+    Feeds = dict[str, np.ndarray[Any, Any]]
+
+# Per-channel quantization needs axes on DequantizeLinear (13); 17 has LayerNormalization, and every runtime reads it.
+OLDEST_OPSET, RAISED_OPSET = 13, 17
+# Old files keep weights among the inputs only because IR 3 demanded it; the converter needs them out of there.
+OLDEST_IR = 8
+# The protobuf entry (key "location", then its value) that points at a file of external data.
+_LOCATION = re.compile(rb"\x0a\x08location\x12")
+
+
+class ImportOnnx(Pass, FileRef, produces="onnx", needs=("onnx",)):
+    """Check an ONNX file and its external data, and bring it to a form that every later step understands."""
+
+    extra: ClassVar[str] = "onnxruntime"
+
+    def user_files(self, base: Path) -> list[Path]:
+        """The model, and its external data as far as it exists; onnx is not imported for it."""
+        path = self.locate(base)
+        if not path.is_file():
+            return [path]
+        names = {name for name in _named_files(path) if _escapes(path.parent, name) == ""}
+        return [path, *sorted(found for name in names if (found := path.parent / name).is_file())]
+
+    def run(self, model: Artifact, ctx: Context) -> Path:
+        path = self.locate(ctx.base)
+        proto = read(path)
+        keyed = self.user_files(ctx.base)
+        if any(path.parent / name not in keyed for name in external_files(proto, path)):
+            raise UntrustedError(
+                f"{path.name}: external data is named in an unusual encoding", remedy="write the file anew with onnx.save_model"
+            )
+        _load_external(proto, path)
+        _refuse_empty(proto, path.name)
+        tidy(proto)
+        proto = infer(proto, path.name, ctx)
+        raised = raise_opset(proto, ctx)
+        if raised is not proto:
+            proto = infer(raised, path.name, ctx)
+        foreign = onnx_format.foreign_domains(proto)
+        if foreign:
+            ctx.note("foreign_operators", foreign)
+        ctx.note("opset", onnx_format.opset(proto))
+        return onnx_format.save(proto, ctx.folder / onnx_format.MAIN)
+
+
+def _named_files(path: Path) -> set[str]:
+    """What may be names of external data in a file of any size: a superset, found by a scan."""
+    if path.stat().st_size == 0:
+        return set()
+    names = set()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for match in _LOCATION.finditer(data):
+            size, start, shift = 0, match.end(), 0
+            for byte in data[start : start + 2]:  # a varint; names longer than 16 kB are not files
+                size |= (byte & 127) << shift
+                start, shift = start + 1, shift + 7
+                if byte < 128:
+                    break
+            names.add(data[start : start + size].decode(errors="replace"))
+    return names
+
+
+def _escapes(folder: Path, name: str) -> str:
+    """Why external data of that name may not be opened, or an empty string."""
+    if not name or "\0" in name:
+        return "is no file name"
+    if name.startswith(("/", "\\")) or name[1:2] == ":":
+        return "is an absolute path"
+    if ".." in re.split(r"[/\\]", name):
+        return "leaves the model's folder"
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        return "leads out of the model's folder through a link"
+    return ""
+
+
+def read(path: Path) -> ModelProto:
+    """The parsed file, external data not loaded. Raises UsageError when it is no ONNX model."""
+    onnx = registry.need("onnx", "all")
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}", remedy="paths are relative to the recipe's folder")
+    data = path.read_bytes()
+    if not data:
+        raise UsageError(f"{path.name} is empty", remedy="export or copy the model again")
+    if data.startswith(b"version https://git-lfs"):
+        raise UsageError(f"{path.name} is a Git LFS pointer, not a model", remedy="fetch the file itself: git lfs pull")
+    model: ModelProto
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError:
+        raise UsageError(f"{path.name} is no ONNX model, or is cut off", remedy="export or copy the model again") from None
+    if not model.HasField("graph") or not model.opset_import:
+        raise UsageError(f"{path.name} is no ONNX model, or is cut off: no graph or no opset", remedy="export or copy the model again")
+    return model
+
+
+def external_files(model: ModelProto, path: Path) -> set[str]:
+    """Names of the external data that the model refers to, each checked to lie in its folder."""
+    names = set()
+    for tensor in onnx_format.tensors(model):
+        if tensor.data_location != tensor.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        name = entries.get("location", "")
+        reason = _escapes(path.parent, name)
+        if reason:
+            raise UntrustedError(f"{path.name}: external data '{name}' {reason}", remedy="keep it beside the model")
+        file = path.parent / name
+        if not file.is_file():
+            raise UsageError(f"{path.name}: its external data '{name}' is missing", remedy=f"put it beside the model, as {file}")
+        if not _fits(entries, file.stat().st_size):
+            raise UsageError(
+                f"{path.name}: its external data '{name}' is too short for the tensor '{tensor.name}'", remedy="copy both files again"
+            )
+        names.add(name)
+    return names
+
+
+def _fits(entries: dict[str, str], size: int) -> bool:
+    numbers = [entries.get("offset") or "0", entries.get("length") or "0"]
+    return all(number.isdecimal() for number in numbers) and sum(map(int, numbers)) <= size
+
+
+def _load_external(model: ModelProto, path: Path) -> None:
+    from onnx.external_data_helper import load_external_data_for_tensor
+
+    for tensor in onnx_format.tensors(model):
+        if tensor.data_location == tensor.EXTERNAL:
+            try:
+                load_external_data_for_tensor(tensor, str(path.parent))
+            except Exception as error:  # noqa: BLE001  (onnx has its own checks, and raises half a dozen kinds)
+                raise UntrustedError(
+                    f"{path.name}: external data refused: {_line(error)}", remedy="write the file anew with onnx.save_model"
+                ) from None
+            tensor.data_location = tensor.DEFAULT
+            del tensor.external_data[:]
+
+
+def _refuse_empty(model: ModelProto, name: str) -> None:
+    if not model.graph.node:
+        raise UsageError(f"{name} computes nothing: its graph has no nodes", remedy="export the model again")
+    if not onnx_format.inputs(model):
+        raise UsageError(f"{name} has no inputs", remedy="export the model with its inputs open")
+    if not model.graph.output:
+        raise UsageError(f"{name} has no outputs", remedy="export the model again")
+    for kind, values in (("input", onnx_format.inputs(model)), ("output", list(model.graph.output))):
+        names = [value.name for value in values]
+        if "" in names or len(set(names)) < len(names):
+            raise UsageError(f"{name} has two {kind}s of one name, or one without a name", remedy="export the model with names")
+
+
+def tidy(model: ModelProto) -> None:
+    """Same function, regular form: weights are no inputs, functions are inlined, every node has its own name."""
+    from onnx import inliner
+
+    fed = onnx_format.inputs(model)
+    kept = [type(value).FromString(value.SerializeToString()) for value in fed]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, OLDEST_IR)
+    if model.functions:
+        model.CopyFrom(inliner.inline_local_functions(model))
+    taken: set[str] = set()
+    for number, node in enumerate(onnx_format.nodes(model)):
+        wanted = node.name or f"{node.op_type}_{number}"
+        name, copy = wanted, 1
+        while name in taken:
+            name, copy = f"{wanted}_{copy}", copy + 1
+        node.name = name
+        taken.add(name)
+
+
+def infer(model: ModelProto, name: str, ctx: Context) -> ModelProto:
+    """The model with every shape that can be inferred and all axes named. Raises UsageError when it is not valid ONNX."""
+    import onnx
+
+    onnx_format.name_axes(model, onnx_format.signature_of(model))
+    large = model.ByteSize() > onnx_format.LARGEST_FILE  # checker and inference work on one protobuf
+    if not large:
+        try:
+            model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        except Exception as error:  # noqa: BLE001  (strict inference refuses models that every runtime takes)
+            if not onnx_format.foreign_domains(model) and _runner(model) is None:
+                raise UsageError(f"{name} is no valid ONNX model: {_line(error)}", remedy="export the model again") from None
+            ctx.note("shapes", f"not all could be inferred: {_line(error)}")
+            model = onnx.shape_inference.infer_shapes(model)
+    if not _ranked(model):
+        _rank_by_running(model, name)
+    onnx_format.name_axes(model, onnx_format.signature_of(model))
+    if not large:
+        try:
+            onnx.checker.check_model(model)
+        except onnx.checker.ValidationError as error:
+            raise UsageError(f"{name} is no valid ONNX model: {_line(error)}", remedy="export the model again") from None
+    return model
+
+
+def _ranked(model: ModelProto) -> bool:
+    return all(value.type.tensor_type.HasField("shape") for value in (*onnx_format.inputs(model), *model.graph.output))
+
+
+def _rank_by_running(model: ModelProto, name: str) -> None:
+    """How many axes some outputs have is known to nobody before the model has run once."""
+    unranked = any(not value.type.tensor_type.HasField("shape") for value in onnx_format.inputs(model))
+    results = None if unranked else _run(model)
+    if results is None:
+        raise UsageError(
+            f"{name}: how many axes an input or output has is unknown", remedy="export the model with the shapes of its inputs and outputs"
+        )
+    for value in model.graph.output:
+        if not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()
+            for _ in results[value.name].shape:
+                value.type.tensor_type.shape.dim.add()
+
+
+def raise_opset(model: ModelProto, ctx: Context) -> ModelProto:
+    """Opset 17 instead of one below 13, if the function stays the same: onnx's converter changes some models."""
+    from onnx import version_converter
+
+    if onnx_format.opset(model) >= OLDEST_OPSET:
+        return model
+    try:
+        raised = version_converter.convert_version(model, RAISED_OPSET)
+        tidy(raised)
+        onnx_format.name_axes(raised, onnx_format.signature_of(model))
+        before, after = _run(model), _run(raised)
+        reason = _difference(before, after)
+    except Exception as error:  # noqa: BLE001  (the converter raises bare RuntimeErrors)
+        reason = _line(error)
+    if reason:
+        ctx.note("opset_kept", f"opset {onnx_format.opset(model)} could not be raised: {reason}")
+        return model
+    return raised
+
+
+def _difference(before: Feeds | None, after: Feeds | None) -> str:
+    import numpy as np
+
+    if before is None:
+        return "the model does not run on made-up inputs, so the result could not be compared"
+    if after is None:
+        return "the raised model does not run"
+    same = all(np.allclose(before[name], after[name], rtol=1e-3, atol=1e-4, equal_nan=True) for name in before)
+    return "" if same else "the raised model computes something else"
+
+
+def _runner(model: ModelProto) -> Callable[[Feeds], Feeds] | None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return onnx_format.Onnx().runner(onnx_format.save(model, Path(folder) / onnx_format.MAIN))
+        except Exception:  # noqa: BLE001  (whatever the runtime cannot open)
+            return None
+
+
+def _run(model: ModelProto) -> Feeds | None:
+    """Outputs on made-up inputs, for the first sizes of open axes that the model can run on."""
+    runner, signature = _runner(model), onnx_format.signature_of(model)
+    for other in (64, 16, 2, 1) if runner else ():
+        try:
+            return runner(onnx_format.examples(signature, other=other)) if runner else None
+        except Exception:  # noqa: BLE001  (sizes that do not fit each other)
+            continue
+    return None
+
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

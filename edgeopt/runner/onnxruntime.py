@@ -1,0 +1,172 @@
+"""onnxruntime on the CPU: sessions over buffers bound once, so that copy and compute are apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeopt.runner import Port, Problem
+
+# From 1.29 on onnxruntime writes a device id below ~/.cache and reports to its maker unless this stands before the import.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime as ort
+
+if TYPE_CHECKING:
+    from edgeopt.runner import Feeds
+
+LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+# Operators that move or re-represent data, or only hold other nodes; their fused QLinear and Nhwc forms included.
+_MOVES = re.compile(
+    r"""(Dynamic)?QuantizeLinear|DequantizeLinear|Cast(Like)?|Identity|Dropout|Shape|Size|Reshape|Flatten|Squeeze|Unsqueeze|Transpose
+    |Reorder(In|Out)put|NhwcReorder|(QLinear)?Concat|ConcatFromSequence|Split(ToSequence)?|Slice|Gather(Elements|ND|BlockQuantized)?
+    |Scatter(Elements|ND)|Expand|Tile|Pad|Constant(OfShape)?|Range|OneHot|NonZero|Compress|DepthToSpace|SpaceToDepth|Memcpy\w+|If|Loop|Scan""",
+    re.VERBOSE,
+)
+_WEIGHTS_ONLY = frozenset({"MatMulNBits", "MatMulBnb4"})
+_FLOATS = {"float": "fp32", "double": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_NUMPY = {"float": "float32", "double": "float64"}
+_NUMPY |= {name: name for name in ("float16", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))}
+_PROFILED_RUNS = 5
+
+
+def open(path: Path, *, threads: int, requests: int | str, options: dict[str, Any], execution: dict[str, str]) -> OnnxruntimeSession:
+    """Open an ONNX file. Raises a Problem when onnxruntime cannot run it.
+
+    options: `graph_optimization`: all (default), extended, basic, off. requests "auto" makes as many slots as
+    threads, each computing in one thread: that keeps all cores busy with the least talk between them.
+    """
+    asked = execution.get("float", "f32")
+    if asked != "f32":
+        raise Problem(
+            "usage", f"onnxruntime executes f32 on the CPU, not {asked}", "give this variant to an openvino target, or drop execute-bf16"
+        )
+    slots = threads if requests == "auto" else int(requests)
+    return OnnxruntimeSession(path, max(1, threads // slots), slots, options)
+
+
+class OnnxruntimeSession:
+    """One InferenceSession; each slot is a binding with input buffers of its own."""
+
+    def __init__(self, path: Path, threads: int, slots: int, options: dict[str, Any]) -> None:
+        self._path, self._threads, self._level = path, threads, options.get("graph_optimization", "all")
+        self._session = self._open()
+        self.inputs = [_port(arg, "input") for arg in self._session.get_inputs()]
+        self.outputs = [_port(arg, "output") for arg in self._session.get_outputs()]
+        self.slots = slots
+        # After a run a binding holds its output buffers and insists on their shapes: outputs that may vary are bound anew.
+        self._fresh = [port.name for port in self.outputs if not all(isinstance(axis, int) for axis in port.shape) or not port.shape]
+        self._bindings = [self._session.io_binding() for _ in range(slots)]
+        self._buffers: list[Feeds] = [{} for _ in range(slots)]
+        for binding in self._bindings:
+            for port in self.outputs:
+                binding.bind_output(port.name, "cpu")
+
+    def _open(self, profile: str = "") -> ort.InferenceSession:
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = self._threads
+        settings.inter_op_num_threads = 1
+        settings.graph_optimization_level = LEVELS[self._level]
+        settings.log_severity_level = 3
+        settings.enable_profiling = bool(profile)
+        settings.profile_file_prefix = profile
+        try:
+            return ort.InferenceSession(self._path, settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes share no other base
+            raise Problem(
+                "step", f"onnxruntime cannot load {self._path.name}: {_cause(error)}", "check the model with onnx.checker"
+            ) from error
+
+    def load(self, feeds: Feeds, slot: int = 0) -> None:
+        binding, buffers = self._bindings[slot], self._buffers[slot]
+        for port in self.inputs:
+            feed, buffer = feeds[port.name], buffers.get(port.name)
+            if buffer is None or buffer.shape != feed.shape:
+                buffer = buffers[port.name] = np.empty(feed.shape, port.dtype)
+                binding.bind_cpu_input(port.name, buffer)
+            np.copyto(buffer, feed)
+        for name in self._fresh:
+            binding.bind_output(name, "cpu")
+
+    def start(self, slot: int = 0) -> None:
+        try:
+            self._session.run_with_iobinding(self._bindings[slot])
+        except Exception as error:  # its classes share no other base
+            raise Problem("step", f"onnxruntime failed in {self._path.name}: {_cause(error)}") from error
+
+    def wait(self, slot: int = 0) -> None:
+        pass
+
+    def read(self, slot: int = 0) -> Feeds:
+        return dict(zip([port.name for port in self.outputs], self._bindings[slot].copy_outputs_to_cpu(), strict=True))
+
+    def facts(self, feeds: Feeds) -> dict[str, Any]:
+        counts = {"int8": 0, "bf16": 0, "fp16": 0, "fp32": 0}
+        for event in self._nodes(feeds, 1).values():
+            if (precision := _precision(event[0]["args"])) in counts:
+                counts[precision] += 1
+        return {"runtime": f"onnxruntime {ort.__version__}", "precision": counts, "layers": sum(counts.values()), "threads": self._threads}
+
+    def profile(self, feeds: Feeds) -> list[dict[str, Any]]:
+        rows = []
+        for (name, _), events in self._nodes(feeds, 1 + _PROFILED_RUNS).items():
+            kept = events[len(events) // (1 + _PROFILED_RUNS) :]
+            precision = _precision(events[0]["args"]) or "other"
+            mean = sum(event["dur"] for event in kept) / _PROFILED_RUNS
+            rows.append({"name": name, "type": events[0]["args"]["op_name"], "precision": precision, "us": round(mean, 1)})
+        return rows
+
+    def _nodes(self, feeds: Feeds, runs: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """The runtime's own trace of a second session on the same file: events by node, in order of execution."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._open(f"{folder}/trace")
+            for _ in range(runs):
+                session.run(None, feeds)
+            trace = json.loads(Path(session.end_profiling()).read_text())
+        nodes: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for event in trace:
+            if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+                nodes.setdefault((event["name"].removesuffix("_kernel_time"), event["args"]["node_index"]), []).append(event)
+        return nodes
+
+    def close(self) -> None:
+        del self._bindings, self._session
+
+
+def _port(arg: Any, what: str) -> Port:
+    element = re.fullmatch(r"tensor\((\w+)\)", arg.type)
+    if not element or element[1] not in _NUMPY:
+        raise Problem(
+            "usage",
+            f"the {what} '{arg.name}' is {arg.type}",
+            "edgeopt runs models whose inputs and outputs are tensors that numpy can hold",
+        )
+    shape = tuple(axis if isinstance(axis, (int, str)) else f"{arg.name}_d{index}" for index, axis in enumerate(arg.shape or ()))
+    return Port(arg.name, _NUMPY[element[1]], shape)
+
+
+def _precision(args: dict[str, Any]) -> str:
+    """int8, bf16, fp16 or fp32 for a node that computes; empty for one that moves data or counts integers."""
+    taken = [next(iter(entry)) for entry in args["input_type_shape"]]
+    if _MOVES.fullmatch(args["op_name"]):
+        return ""
+    if args["op_name"] not in _WEIGHTS_ONLY and {"int8", "uint8"} & set(taken[:2]):
+        return "int8"
+    given = [next(iter(entry)) for entry in args["output_type_shape"]]
+    return next((_FLOATS[name] for name in taken + given if name in _FLOATS), "")
+
+
+def _cause(error: Exception) -> str:
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", str(error))
+    return re.sub(r"/onnxruntime_src/\S+:\d+ (.*?\) )?", "", text)

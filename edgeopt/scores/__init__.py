@@ -1,0 +1,12 @@
+"""The room of scores: one file per score, one line per file."""
+
+TABLE = (
+    "top1",
+    "topk",
+    "agreement",
+    "sqnr",
+    "mse",
+    "rmse",
+    "mae",
+    "python",
+)

@@ -1,0 +1,201 @@
+"""apply: run one step and put its result into the store, checked, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt.core import digest, registry
+from edgeopt.core.artifact import FILES, Artifact, Event, Signature, TensorSpec
+from edgeopt.core.errors import StepError, from_exception
+from edgeopt.core.plan import Plan, Step
+from edgeopt.core.protocols import Backend, Context, Pass, stack
+from edgeopt.core.store import Store
+from edgeopt.stages import keys, survey
+from edgeopt.stages.children import Child
+
+MAX_DB = 150.0
+# A compile must not change the function: below this SQNR something is broken. bf16 keeps 8 bits of mantissa.
+COMPILE_DB = {"f32": 25.0, "bf16": 10.0}
+
+
+def apply(plan: Plan, step: Step, store: Store, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+    """Run a step unless its result is there. Returns what the history says of it."""
+    with store.lock(step.key):
+        found = load(store, step.key)
+        if found is None:
+            found = _run(plan, step, store, progress)
+    return {"seconds": found.history[-1].seconds, "notes": found.history[-1].notes, "bytes": found.size_bytes}
+
+
+def load(store: Store, key: str) -> Artifact | None:
+    """The stored result of a step, if it is there and whole."""
+    return Artifact.read(store.path("artifacts", key)) if keys.whole(store, key) else None
+
+
+def _run(plan: Plan, step: Step, store: Store, progress: Callable[[int, int, str], None]) -> Artifact:
+    before = load(store, step.before) if step.before else None
+    with store.scratch() as scratch:
+        folder = scratch / FILES
+        folder.mkdir()
+        notes: dict[str, Any] = {}
+        started = time.monotonic()
+        ctx = Context(folder=folder, base=Path(plan.base), seed=plan.seed, note=notes.__setitem__, progress=progress)
+        model = before or Artifact(Path(), "", "", "", "", 0, Signature((), ()))
+        try:
+            main, execution = _perform(plan, step, store, model, ctx)
+        except Exception as error:  # third-party code raises anything; it becomes one StepError
+            raise from_exception(error, step.plug) from error
+        if not main.is_file() or folder not in main.parents:
+            raise StepError(f"{step.plug}: wrote no model file", remedy="a pass returns the path of its result below ctx.folder")
+        artifact = Artifact(
+            root=scratch,
+            format=step.makes,
+            main=main.relative_to(folder).as_posix(),
+            key=step.key,
+            digest=digest.of_folder(folder),
+            size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+            signature=model.signature if step.kind == "compile" else _format(step.makes).signature(main),
+            execution=execution,
+            history=(*model.history, Event(step.plug, step.key, round(time.monotonic() - started, 3), step.options, notes)),
+        )
+        _check_signature(step, model, artifact)
+        artifact.write()
+        _check_parity(plan, step, store, model, artifact)
+        return artifact.at(store.put("artifacts", step.key, scratch))
+
+
+def _perform(plan: Plan, step: Step, store: Store, model: Artifact, ctx: Context) -> tuple[Path, dict[str, str]]:
+    if step.kind == "compile":
+        backend: Backend = registry.load("backends", step.plug)()
+        return backend.compile(model, replace(ctx, target={**step.target, "options": step.options})), model.execution
+    cls: type[Pass] = registry.load("passes", step.plug)
+    data = {split: survey.split_of(plan, split, model.signature) for split in step.data}
+    reference = load(store, step.reference) if step.reference else None
+    if step.reference and reference is None:
+        raise StepError(f"{step.plug}: the reference variant could not be built", remedy="see its own error")
+    made = cls.model_validate(step.options)
+    main = made.run(model, replace(ctx, data=data, target=step.target, reference=reference))
+    execution = {**model.execution, **({"float": cls.sets_execution} if cls.sets_execution else {})}
+    return main, execution
+
+
+def _format(name: str) -> Any:
+    return registry.load("formats", name)()
+
+
+def _check_signature(step: Step, before: Artifact, after: Artifact) -> None:
+    """Inputs and outputs keep their names, types and fixed sizes unless the pass declared otherwise."""
+    if step.before is None or step.kind == "compile" or registry.load("passes", step.plug).changes_signature:
+        return
+    for kind in ("inputs", "outputs"):
+        old, new = getattr(before.signature, kind), getattr(after.signature, kind)
+        if len(old) != len(new) or any(not _same(one, other) for one, other in zip(old, new, strict=False)):
+            raise StepError(
+                f"{step.plug}: it changed the model's {kind} from ({'; '.join(map(str, old))}) to ({'; '.join(map(str, new))})",
+                remedy="report it to the author of the pass; leave the pass out meanwhile",
+            )
+
+
+def _same(one: TensorSpec, other: TensorSpec) -> bool:
+    if one.name != other.name or one.dtype != other.dtype or len(one.shape) != len(other.shape):
+        return False
+    return all(a == b or isinstance(a, str) or isinstance(b, str) for a, b in zip(one.shape, other.shape, strict=True))
+
+
+def check_parity(plan: Plan, step: Step, store: Store) -> dict[str, Any]:
+    """Compare a stored step's outputs with its predecessor's, on this plan's samples."""
+    before, after = load(store, step.before or ""), load(store, step.key)
+    if before and after:
+        _check_parity(plan, step, store, before, after)
+    return {}
+
+
+def _check_parity(plan: Plan, step: Step, store: Store, before: Artifact, after: Artifact) -> None:
+    if not keys.wants_parity(step):
+        return
+    try:
+        kept = survey.first_samples(plan, "evaluate", chain(plan, step.key)[0], store)[:4]
+    except FileNotFoundError:
+        return  # no survey yet: an import is looked at before its data is
+    feeds = [stack([sample], after.signature) for sample in kept]
+    try:
+        old, new = _outputs(before, feeds), _outputs(after, feeds, compiled=step.kind == "compile")
+    except Exception as error:  # a model that does not run is a failed step, whatever the runtime raises
+        raise from_exception(error, f"{step.plug}: running its result") from error
+    names = [spec.name for spec in after.signature.outputs]
+    record = _compare(old, new, names) | {"samples": len(feeds)}
+    tolerance = _tolerance(step, after)
+    record["tolerance_db"] = tolerance
+    if record["not_finite"]:
+        raise StepError(
+            f"{step.plug}: NaN or infinity in output '{record['not_finite']}'",
+            remedy="leave the pass out, or keep the overflowing nodes in float",
+        )
+    if tolerance is not None and record["sqnr_db"] is not None and record["sqnr_db"] < tolerance:
+        raise StepError(
+            f"{step.plug}: parity is broken: outputs agree to {record['sqnr_db']:.1f} dB SQNR only, {tolerance:.0f} dB is the least",
+            remedy="leave the pass out, or keep the layers that it breaks (`edgeopt inspect` shows them)",
+        )
+    with store.scratch() as folder:
+        (folder / "parity.json").write_text(json.dumps(record))
+        store.put("parities", keys.parity(plan, step), folder)
+
+
+def _tolerance(step: Step, after: Artifact) -> float | None:
+    if step.kind == "compile":
+        return COMPILE_DB[after.execution["float"]]
+    cls: type[Pass] = registry.load("passes", step.plug)
+    return None if cls.changes_function else cls.tolerance_db
+
+
+def _outputs(artifact: Artifact, feeds: list[dict[str, Any]], compiled: bool = False) -> list[dict[str, Any]]:
+    """Run samples through a model: by its format's plain runner, or when compiled by the runner that is shipped."""
+    if not compiled:
+        run = _format(artifact.format).runner(artifact.path)
+        return [run(feed) for feed in feeds]
+    with Child(artifact.format) as child:
+        child.ask("open", path=str(artifact.path), backend=artifact.format, threads=1, requests=1, options={}, execution=artifact.execution)
+        return [child.ask("infer", arrays=feed)[1] for feed in feeds]
+
+
+def _compare(old: list[dict[str, Any]], new: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """Largest absolute error and SQNR in dB over all samples and outputs."""
+    signal = noise = largest = 0.0
+    not_finite = None
+    for one, other in zip(old, new, strict=True):
+        for a, b, name in zip(one.values(), other.values(), names, strict=True):
+            x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+            if x.shape != y.shape:
+                raise StepError(
+                    f"output '{name}' has shape {list(y.shape)} now, before it had {list(x.shape)}", remedy="leave the pass out"
+                )
+            if not np.isfinite(y).all() and np.isfinite(x).all():
+                not_finite = name
+                continue
+            finite = np.isfinite(x) & np.isfinite(y)
+            delta = (y - x)[finite]
+            signal += float((x[finite] ** 2).sum())
+            noise += float((delta**2).sum())
+            largest = max(largest, float(np.abs(delta).max(initial=0.0)))
+    if noise == 0:
+        decibels: float | None = MAX_DB
+    elif signal == 0:
+        decibels = None
+    else:
+        decibels = min(MAX_DB, 10 * float(np.log10(signal / noise)))
+    return {"max_abs": largest, "sqnr_db": decibels, "not_finite": not_finite}
+
+
+def chain(plan: Plan, key: str) -> list[str]:
+    """The keys from the import to `key`."""
+    found = [key]
+    while (before := plan.steps[found[0]].before) is not None:
+        found.insert(0, before)
+    return found

@@ -1,0 +1,139 @@
+"""bundle: the pick of each target, its manifest and its evidence, as a folder to ship.
+
+`manifest.json` names every file with its sha256; its own digest is the bundle's identity, and the same
+artifact, data and versions give the same bytes. What was measured is in `evidence.json`, outside of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt import __version__
+from edgeopt.core import digest
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import UsageError
+from edgeopt.core.plan import Plan, PlanTarget
+from edgeopt.core.progress import Progress
+from edgeopt.core.protocols import fixed_batch, stack
+from edgeopt.core.report import Report, Row
+from edgeopt.core.store import Store
+from edgeopt.stages import survey
+from edgeopt.stages.build import Build, artifact_of
+from edgeopt.stages.children import Child
+
+# A golden output may differ by this share of its largest value on another CPU: kernels differ, the function does not.
+TOLERANCE = {"f32": 1e-3, "bf16": 5e-2}
+TOLERANCE_INT8 = 5e-2
+
+
+def bundle(plan: Plan, folder: Path, *, store: Store | None = None, progress: Progress | None = None) -> list[Path]:
+    """Write `bundles/<target>/` for every picked row; returns the folders. Needs the run's report."""
+    store, progress = store or Store(), progress or Progress()
+    if not (folder / "report.json").is_file():
+        raise UsageError(f"{folder} holds no report.json", remedy=f"run `edgeopt report {folder}` first")
+    report, build = Report.read(folder), Build.read(folder)
+    progress.stage("bundle")
+    made = []
+    for used in plan.targets:
+        row = report.picked(used.target.name)
+        place = folder / "bundles" / used.target.name
+        shutil.rmtree(place, ignore_errors=True)
+        if row is None:
+            continue
+        artifact = artifact_of(folder, build.of(row.variant, row.target))
+        part = place.with_name(f".{place.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _fill(part, plan, used, row, artifact, folder, store)
+        _evidence(part, report, row, used)
+        part.rename(place)
+        made.append(place)
+    return made
+
+
+def _fill(part: Path, plan: Plan, used: PlanTarget, row: Row, artifact: Artifact, folder: Path, store: Store) -> None:
+    shutil.copytree(artifact.files, part / "model")
+    goldens = _goldens(used, artifact, folder, store)
+    if goldens:
+        shutil.copytree(goldens, part / "golden")
+    files = sorted(path for path in part.rglob("*") if path.is_file())
+    quantized = bool(row.precision and row.precision.get("int8"))
+    manifest: dict[str, Any] = {
+        "edgeopt_bundle": 1,
+        "edgeopt": __version__,
+        "name": plan.name,
+        "variant": row.variant,
+        "target": used.target.model_dump(mode="json"),
+        "model": {"format": artifact.format, "main": f"model/{artifact.main}", "digest": artifact.digest, "execution": artifact.execution},
+        "inputs": [_spec(spec) for spec in artifact.signature.inputs],
+        "outputs": [_spec(spec) for spec in artifact.signature.outputs],
+        "preprocessing": plan.data["evaluate"].use.model_dump(mode="json"),
+        "recipe": plan.recipe_digest,
+        "data": {split: ref.digest for split, ref in plan.data.items()},
+        "made_with": _versions(plan, artifact),
+        "golden": {
+            "inputs": "golden/inputs.npz",
+            "outputs": "golden/outputs.npz",
+            "tolerance": TOLERANCE_INT8 if quantized else TOLERANCE[artifact.execution["float"]],
+        }
+        if goldens
+        else None,
+        "files": {path.relative_to(part).as_posix(): {"sha256": digest.of_file(path), "size_bytes": path.stat().st_size} for path in files},
+    }
+    (part / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def _spec(spec: Any) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _versions(plan: Plan, artifact: Artifact) -> dict[str, str]:
+    """The versions of the packages that made the artifact, as its steps' keys hold them."""
+    found: dict[str, str] = {}
+    for event in artifact.history:
+        if event.key in plan.steps:
+            found |= plan.steps[event.key].parts.get("needs", {})
+    return found
+
+
+def _goldens(used: PlanTarget, artifact: Artifact, folder: Path, store: Store) -> Path | None:
+    """Inputs of the evaluation data and the artifact's outputs on them, for a self-test on the device."""
+    if used.need != "measured":
+        return None
+    key = digest.of_value(
+        {"golden": 1, "artifact": artifact.key, "samples": digest.of_file(folder / "samples.npz"), "threads": used.threads}
+    )
+    if found := store.get("goldens", key):
+        return found
+    size = fixed_batch(artifact.signature) or 1
+    kept = survey.load_samples(folder / "samples.npz")[:2]
+    inputs: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
+    with store.scratch() as scratch:
+        with Child(artifact.format) as child:
+            child.open(artifact, used)
+            for index, sample in enumerate(kept):
+                feeds = stack([sample] * size, artifact.signature)
+                inputs |= {f"{index}/{name}": array for name, array in feeds.items()}
+                outputs |= {f"{index}/{name}": array for name, array in child.ask("infer", arrays=feeds)[1].items()}
+        np.savez(scratch / "inputs.npz", **inputs)
+        np.savez(scratch / "outputs.npz", **outputs)
+        return store.put("goldens", key, scratch)
+
+
+def _evidence(part: Path, report: Report, row: Row, used: PlanTarget) -> None:
+    """What was measured, and where: figures, gates, machine, history."""
+    evidence = {
+        "bundle": digest.of_file(part / "manifest.json"),
+        "row": row.model_dump(mode="json"),
+        "gates": [one.model_dump(mode="json") for one in report.gates if (one.variant, one.target) == (row.variant, row.target)],
+        "target": next(one.model_dump(mode="json") for one in report.targets if one.name == used.target.name),
+        "machine": report.machine,
+        "created_at": report.created_at,
+    }
+    (part / "evidence.json").write_text(json.dumps(evidence, indent=1) + "\n")

@@ -1,0 +1,201 @@
+"""Child processes of the stages: the runner that opens artifacts, and the worker that does heavy work.
+
+Both live in a session of their own, so that Ctrl-C reaches only the parent, which then kills them;
+both die with their parent whatever kills it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import ERRORS, EdgeoptError, MissingError, ResourceError, StepError, UsageError, from_json
+from edgeopt.core.plan import PlanTarget
+from edgeopt.runner import frames
+
+_KINDS = {"usage": UsageError, "missing": MissingError, "resource": ResourceError, "step": StepError}
+
+# Telemetry of every dependency off, threads of numeric libraries left to edgeopt.
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "DO_NOT_TRACK": "1",
+    "OPENVINO_TELEMETRY_DISABLE": "1",
+    "NNCF_TELEMETRY_DISABLE": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def environment(threads: int | None = None) -> dict[str, str]:
+    """The environment of a child."""
+    extra = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    return {**os.environ, **QUIET, **extra}
+
+
+class Child:
+    """One artifact open in a process of its own. Frozen (SIGSTOP) while it is not its turn."""
+
+    def __init__(self, name: str, log: IO[bytes] | int = subprocess.DEVNULL) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edgeopt.runner", "serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment(),
+            start_new_session=True,
+        )
+        self.frozen = False
+
+    def ask(self, do: str, arrays: dict[str, Any] | None = None, **fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Send one request and wait for its reply. Raises the child's error, or StepError when it died."""
+        stdin, stdout = cast(BinaryIO, self.process.stdin), cast(BinaryIO, self.process.stdout)
+        try:
+            frames.write(stdin, {"do": do, **fields}, arrays)
+            header, reply = frames.read(stdout)
+        except (BrokenPipeError, EOFError, ConnectionResetError):
+            raise StepError(
+                f"{self.name}: the process that runs the artifact {self._death()} during '{do}'", remedy=self._advice()
+            ) from None
+        if not header.get("ok"):
+            error = header["error"]
+            raise _KINDS.get(error["kind"], StepError)(f"{self.name}: {error['cause']}", remedy=error.get("remedy", ""))
+        return header, reply
+
+    def open(self, artifact: Artifact, used: PlanTarget) -> dict[str, Any]:
+        """Open an artifact as its target wants it; the reply has load time and memory."""
+        throughput = used.target.scenario == "throughput"
+        return self.ask(
+            "open",
+            path=str(artifact.path),
+            backend=artifact.format,
+            threads=used.threads,
+            requests="auto" if throughput else 1,
+            options=used.target.options,
+            execution=artifact.execution,
+        )[0]
+
+    def _death(self) -> str:
+        code = self.process.wait(10)
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+    def _advice(self) -> str:
+        if self.process.returncode == -signal.SIGKILL:
+            return "the system may have run out of memory: use a smaller batch or a larger machine"
+        return "the runtime crashed: its last words are in the run's log.txt"
+
+    def freeze(self) -> None:
+        """Stop the process: spinning threads of an idle runtime cannot disturb the neighbour."""
+        if not self.frozen and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGSTOP)
+            self.frozen = True
+
+    def thaw(self) -> None:
+        if self.frozen and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGCONT)
+        self.frozen = False
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the process so far (readable while it is frozen)."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def close(self) -> None:
+        self.thaw()
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Worker:
+    """The process that imports frameworks: passes, compiles, data and scoring run in it, one job at a time."""
+
+    def __init__(self, plan_folder: Path, store: Path, log: Path) -> None:
+        self._arguments = [str(plan_folder), str(store)]
+        self._log_path = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self._log_path.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "edgeopt.stages.worker", *self._arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment(),
+                start_new_session=True,
+            )
+
+    def ask(self, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Do one job; yields its progress events, the last one is its result.
+
+        Raises what the job raised. When the process dies, that job fails and the next one gets a new process.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._process = self._start()
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin and stdout
+        try:
+            stdin.write(json.dumps(job).encode() + b"\n")
+            stdin.flush()
+        except BrokenPipeError:
+            raise self._died(job) from None
+        while line := stdout.readline():
+            event = json.loads(line)
+            if event["event"] == "error":
+                raise from_json(event) if event["error"] in ERRORS else _bug(event)
+            yield event
+            if event["event"] == "done":
+                return
+        raise self._died(job)
+
+    def _died(self, job: dict[str, Any]) -> EdgeoptError:
+        assert self._process
+        code = self._process.wait(10)
+        what = job.get("label") or job["do"]
+        if code == -signal.SIGKILL:
+            return ResourceError(f"{what}: killed by the system, most likely out of memory", remedy="use a larger machine or fewer samples")
+        how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return StepError(f"{what}: the library's process {how}", remedy=f"its last words are in {self._log_path.name}")
+
+    def close(self) -> None:
+        if self._process is None:
+            return
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _bug(event: dict[str, Any]) -> RuntimeError:
+    return RuntimeError(f"in the worker: {event['cause']}\n{event.get('traceback', '')}")

@@ -1,0 +1,99 @@
+"""gates: one demand judged on one row, by interval: pass, fail, inconclusive or not measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeopt.core.recipe import Gate
+from edgeopt.core.report import GateResult, GateVerdict, Row
+from edgeopt.core.session import Interval
+
+
+def concerns(gate: Gate, row: Row) -> bool:
+    """Whether a gate is on a row."""
+    return row.target in (gate.targets or [row.target]) and row.variant in (gate.variants or [row.variant])
+
+
+def judge(gate: Gate, row: Row, reference: str) -> GateResult:
+    """The verdict of a gate on a row; the reference is exempt from `speedup`."""
+    wanted, got, interval, at_most = _figures(gate, row, reference)
+    verdict, reason = _verdict(wanted, got, interval, at_most)
+    if got is None:
+        reason = row.reason or f"{row.variant} has no such figure on {row.target}"
+    return GateResult(
+        gate=gate.model_dump(exclude_none=True, exclude_defaults=True),
+        variant=row.variant,
+        target=row.target,
+        verdict=verdict,
+        wanted=wanted,
+        got=got,
+        ci95=interval,
+        reason=reason,
+    )
+
+
+def _figures(gate: Gate, row: Row, reference: str) -> tuple[float, float | None, Interval | None, bool]:
+    """What is wanted, what was found with its interval, and whether less is better."""
+    if gate.score is not None:
+        return _score(gate, row)
+    if gate.latency is not None:
+        return _latency(gate, row)
+    if gate.speedup is not None:
+        if row.variant == reference and row.status == "measured":
+            return gate.speedup.min, gate.speedup.min, None, False
+        return (gate.speedup.min, row.speedup.value, row.speedup.ci95, False) if row.speedup else (gate.speedup.min, None, None, False)
+    if gate.size is not None:
+        return gate.size.max_mb, row.artifact.size_bytes / 1e6 if row.artifact else None, None, True
+    if gate.memory is not None:
+        return gate.memory.max_mb, row.peak_rss_mb, None, True
+    assert gate.throughput is not None
+    return gate.throughput.min_per_s, row.throughput_per_s, row.throughput_ci95, False
+
+
+def _score(gate: Gate, row: Row) -> tuple[float, float | None, Interval | None, bool]:
+    found = row.scores.get(gate.score or "")
+    if gate.max_drop is not None:
+        return gate.max_drop, found.drop if found else None, found.drop_ci95 if found else None, True
+    wanted = gate.min if gate.min is not None else gate.max
+    assert wanted is not None
+    return wanted, found.value if found else None, found.ci95 if found else None, gate.max is not None
+
+
+def _latency(gate: Gate, row: Row) -> tuple[float, float | None, Interval | None, bool]:
+    assert gate.latency and gate.max_ms is not None
+    if not row.latency_ms:
+        return gate.max_ms, None, None, True
+    value = getattr(row.latency_ms, gate.latency.replace(".", "_"))
+    interval = getattr(row.latency_ms, f"{gate.latency}_ci95", None)
+    return gate.max_ms, value, interval, True
+
+
+def _verdict(wanted: float, got: float | None, interval: Interval | None, at_most: bool) -> tuple[GateVerdict, str | None]:
+    if got is None:
+        return "not_measured", None
+    low, high = interval or (got, got)
+    if at_most:
+        low, high, limit = -high, -low, -wanted
+    else:
+        limit = wanted
+    if low >= limit:
+        return "pass", None
+    if high < limit:
+        return "fail", None
+    return "inconclusive", "the 95 % interval holds the limit: more samples or a longer measurement would decide it"
+
+
+def words(gate: dict[str, Any]) -> str:
+    """A gate as one short phrase: `top1 drops at most 0.01`."""
+    if "score" in gate:
+        if "max_drop" in gate:
+            return f"{gate['score']} drops at most {gate['max_drop']:g}"
+        return f"{gate['score']} at least {gate['min']:g}" if "min" in gate else f"{gate['score']} at most {gate['max']:g}"
+    if "latency" in gate:
+        return f"{gate['latency']} at most {gate['max_ms']:g} ms"
+    if "speedup" in gate:
+        return f"at least {gate['speedup']['min']:g}× the reference's speed"
+    if "throughput" in gate:
+        return f"at least {gate['throughput']['min_per_s']:g} per second"
+    kind = "size" if "size" in gate else "memory"
+    return f"{kind} at most {gate[kind]['max_mb']:g} MB"

@@ -1,0 +1,40 @@
+"""keys: what surveys and parity records are called in the store; light, for looking before working."""
+
+from __future__ import annotations
+
+from edgeopt.core import digest
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.plan import Plan, Step
+from edgeopt.core.store import Store
+
+
+def survey(plan: Plan, split: str, model: str) -> str:
+    """A split's survey: its data, and the import whose inputs it must fit."""
+    return digest.of_value({"survey": 1, "data": plan.data[split].digest, "model": model})
+
+
+def disjoint(plan: Plan, model: str) -> str:
+    """The proof that no sample stands in two splits."""
+    return digest.of_value({"disjoint": 1, "surveys": [survey(plan, split, model) for split in plan.data]})
+
+
+def parity(plan: Plan, step: Step) -> str:
+    """A step's parity record: the step, and the samples its model is compared on."""
+    return digest.of_value({"parity": 1, "step": step.key, "data": plan.data["evaluate"].digest})
+
+
+def wants_parity(step: Step) -> bool:
+    return step.before is not None and step.makes != "null"
+
+
+def whole(store: Store, key: str) -> bool:
+    """Whether a step's result is in the store, undamaged; damaged ones are dropped."""
+    folder = store.get("artifacts", key)
+    if folder is None:
+        return False
+    try:
+        Artifact.read(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        store.drop("artifacts", key)
+        return False
+    return True

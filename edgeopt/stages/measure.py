@@ -1,0 +1,167 @@
+"""measure: artifacts → sessions. Scores and latency of the final artifacts, on the target, by our clock."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from edgeopt import __version__
+from edgeopt.core import digest, machine
+from edgeopt.core.errors import EdgeoptError, from_json
+from edgeopt.core.plan import Plan, PlanTarget
+from edgeopt.core.progress import Progress
+from edgeopt.core.session import Measured, ScoreValue, Session
+from edgeopt.core.store import Store
+from edgeopt.stages.build import Build, artifact_of
+from edgeopt.stages.children import Worker
+
+
+def measure(
+    plan: Plan, folder: Path, *, store: Store | None = None, remeasure: bool = False, progress: Progress | None = None
+) -> list[Session]:
+    """Measure every target that has built rows; one session per target, into `folder/sessions`.
+
+    A session of the same artifacts, data, scores, settings and machine is taken from the store unless
+    `remeasure`. Raises UsageError when nothing was built or a score does not fit the data.
+    """
+    store, progress = store or Store(), progress or Progress()
+    build = Build.read(folder)
+    progress.stage("measure")
+    sessions = []
+    with Worker(folder, store.root, folder / "log.txt") as worker:
+        for used in plan.targets:
+            rows = {row.variant: row for row in build.rows if row.target == used.target.name and row.status == "built"}
+            if not rows or used.need != "measured" or used.target.refuses_machine():
+                continue
+            artifacts = {variant: artifact_of(folder, row) for variant, row in rows.items()}
+            key = _key(plan, used, {variant: artifact.key for variant, artifact in artifacts.items()})
+            place = folder / "sessions" / used.target.name
+            found = None if remeasure else store.get("sessions", key)
+            if found is None:
+                with store.scratch() as scratch:
+                    session = _Measuring(plan, used, key, folder, scratch, progress, worker).session(artifacts)
+                    session.write(scratch)
+                    if any("unstable" in one.flags for one in session.variants):
+                        found = scratch  # kept with the run, never reused
+                    else:
+                        store.drop("sessions", key)
+                        found = store.put("sessions", key, scratch)
+                    _copy(found, place)
+            else:
+                progress.end(used.target.name, 0.0, "cached")
+                _copy(found, place)
+            sessions.append(Session.read(place))
+    return sessions
+
+
+def _copy(source: Path, place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, place)
+
+
+def _key(plan: Plan, used: PlanTarget, artifacts: dict[str, str]) -> str:
+    """What a session depends on: artifacts, target, data, scores, settings, machine, and our own code."""
+    rooms = Path(__file__).parent.parent
+    code = [digest.of_folder(rooms / "runner")] + [
+        digest.of_file(rooms / "stages" / name) for name in ("score.py", "timing.py", "statistics.py")
+    ]
+    return digest.of_value(
+        {
+            "session": __version__,
+            "code": code,
+            "artifacts": artifacts,
+            "reference": plan.reference,
+            "target": used.target.model_dump(mode="json", exclude={"name"}),
+            "threads": used.threads,
+            "data": plan.data["evaluate"].digest,
+            "scores": [use.model_dump(mode="json") for use in plan.scores],
+            "measure": plan.measure.model_dump(mode="json"),
+            "seed": plan.seed,
+            "machine": machine.fingerprint()["id"],
+        }
+    )
+
+
+class _Measuring:
+    """One session in the making."""
+
+    def __init__(self, plan: Plan, used: PlanTarget, key: str, folder: Path, scratch: Path, progress: Progress, worker: Worker) -> None:
+        self.plan, self.used, self.key, self.folder, self.scratch = plan, used, key, folder, scratch
+        self.progress, self.worker = progress, worker
+
+    def session(self, artifacts: dict[str, Any]) -> Session:
+        from edgeopt.stages import timing
+
+        name, started_at, began = self.used.target.name, _now(), time.monotonic()
+        scored = self._score({variant: str(artifact.root) for variant, artifact in artifacts.items()})
+        errors: dict[str, EdgeoptError] = {variant: from_json(error) for variant, error in scored["errors"].items()}
+        sound = {variant: artifact for variant, artifact in artifacts.items() if variant not in errors}
+        scoring = time.monotonic() - began
+        label = f"{name} · latency"
+        self.progress.start(label)
+        began = time.monotonic()
+        timed = timing.time(self.plan, self.used, sound, self.folder, self.scratch, lambda *told: self.progress.advance(label, *told))
+        spent = time.monotonic() - began
+        self.progress.end(label, spent)
+        errors |= timed.errors
+        rows = []
+        for variant in artifacts:
+            if variant in errors:
+                rows.append(Measured(variant=variant, error=errors[variant].to_json()))
+                continue
+            scores = {label: ScoreValue.model_validate(value) for label, value in scored["scores"].get(variant, {}).items()}
+            rows.append(timed.rows[variant].model_copy(update={"scores": scores}))
+        data = self.plan.data["evaluate"]
+        return Session(
+            key=self.key,
+            target=name,
+            backend=self.used.target.backend,
+            scenario=self.used.target.scenario,
+            threads=self.used.threads,
+            batch=timed.batch,
+            reference=self.plan.reference,
+            machine=machine.fingerprint(),
+            conditions=timed.conditions,
+            data_digest=data.digest,
+            synthetic=data.synthetic,
+            noise_percent=timed.noise_percent,
+            warmup_runs=timed.warmup_runs,
+            started_at=started_at,
+            seconds={"score": round(scoring, 3), "time": round(spent, 3)},
+            variants=rows,
+        )
+
+    def _score(self, rows: dict[str, str]) -> dict[str, Any]:
+        label = f"{self.used.target.name} · scores"
+        self.progress.start(label)
+        began, how = time.monotonic(), "failed"
+        result: dict[str, Any] = {}
+        try:
+            job = {"do": "score", "target": self.used.target.name, "rows": rows, "folder": str(self.scratch), "label": label}
+            for event in self.worker.ask(job):
+                if event["event"] == "progress":
+                    self.progress.advance(label, event["done"], event["total"], event["text"])
+                result = event
+            how = ""
+        finally:
+            self.progress.end(label, time.monotonic() - began, how)
+        return result
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def sessions_of(folder: Path) -> dict[str, Session]:
+    """The sessions in a run folder by target."""
+    return {path.parent.name: Session.read(path.parent) for path in sorted(folder.glob("sessions/*/session.json"))}
+
+
+def seconds_of(folder: Path) -> dict[str, float]:
+    """Seconds by stage and step that the run spent, from its own records."""
+    return dict(json.loads((folder / "build.json").read_text())["seconds"])

@@ -1,0 +1,220 @@
+"""plan: recipe → Plan. Milliseconds; no framework is imported, nothing runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeopt import __version__
+from edgeopt.core import digest, registry
+from edgeopt.core.errors import EdgeoptError, Place, RecipeErrors, UsageError
+from edgeopt.core.plan import DataRef, Plan, PlanRow, PlanTarget, Step
+from edgeopt.core.protocols import Backend, Dataset, Pass
+from edgeopt.core.recipe import PlugUse, Recipe
+from edgeopt.core.store import Store
+from edgeopt.core.target import Target
+
+# How a model gets from one format to another: the pass that does it.
+CONVERSIONS = {("torch", "onnx"): "export-onnx", ("onnx", "openvino"): "convert-openvino"}
+
+
+def plan(recipe: Recipe, store: Store | None = None) -> Plan:
+    """The steps of every variant on every target, with keys. Raises RecipeErrors."""
+    store = store or Store()
+    planner = _Planner(recipe)
+    result = planner.plan()
+    store.remember_digests()
+    return result
+
+
+class _Planner:
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.steps: dict[str, Step] = {}
+        self.problems: list[EdgeoptError] = []
+        self.data = {name: self._data(name, use) for name, use in recipe.data.splits().items()}
+        self.reference_key: dict[str, str] = {}
+
+    def plan(self) -> Plan:
+        rows = []
+        for use in self.recipe.uses:
+            for variant, passes in self.recipe.all_variants.items():
+                row = self._row(variant, passes, use.target)
+                if row:
+                    rows.append(row)
+        if self.problems:
+            unique = {str(problem): problem for problem in self.problems}
+            raise RecipeErrors(list(unique.values()))
+        return Plan(
+            edgeopt=__version__,
+            name=self.recipe.name,
+            recipe_digest=self.recipe.digest,
+            recipe_file=self.recipe.file,
+            base=str(self.recipe.base),
+            reference=self.recipe.reference_name,
+            reference_added=self.recipe.reference_name not in self.recipe.variants,
+            steps=self.steps,
+            rows=rows,
+            targets=[PlanTarget(target=use.target, need=use.need, threads=use.target.thread_count) for use in self.recipe.uses],
+            data=self.data,
+            scores=self.recipe.scores,
+            gates=self.recipe.gates,
+            pick=self.recipe.pick,
+            measure=self.recipe.measure,
+            seed=self.recipe.seed,
+        )
+
+    def _data(self, name: str, use: PlugUse) -> DataRef:
+        source: Dataset = registry.load("datasets", use.name).model_validate(use.options)
+        parts: dict[str, Any] = {"plug": use.name, "options": source.model_dump(mode="json"), "code": registry.source_digest(type(source))}
+        place = self.recipe.place("data", name, use.name)
+        try:
+            parts["packages"] = {package: registry.version(package) for package in source.packages(self.recipe.base)}
+            parts["files"] = self._files(source.user_files(self.recipe.base), place)
+        except EdgeoptError as error:
+            error.place = error.place or place
+            self.problems.append(error)
+        return DataRef(use=use, digest=digest.of_value(parts), synthetic=source.synthetic)
+
+    def _files(self, paths: list[Any], place: Place | None) -> list[str]:
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise UsageError(f"no such file: {missing[0]}", place=place, remedy="paths are relative to the recipe's folder")
+        return [digest.of_file(path) for path in paths]
+
+    def _row(self, variant: str, passes: list[PlugUse], target: Target) -> PlanRow | None:
+        backend: Backend = registry.load("backends", target.backend)()
+        kind = self.recipe.model.kind
+        model = getattr(self.recipe.model, kind).model_dump(mode="json")
+        execution = {"float": "f32"}
+        try:
+            keys = [self._pass(f"import-{kind}", model, None, target, ("model", kind))]
+            reference = keys[0]
+            for index, use in enumerate(passes):
+                where = ("variants", variant, index, use.name)
+                cls: type[Pass] = registry.load("passes", use.name)
+                if cls.accepts == ():
+                    raise UsageError(
+                        f"'{use.name}' is an import and stands under `model`", place=self.recipe.place(*where), remedy="remove it here"
+                    )
+                keys += self._convert(keys[-1], self._wanted(keys[-1], use.name, cls, backend, where), target)
+                keys.append(self._pass(use.name, use.options, keys[-1], target, where))
+                reference = keys[-1]
+                if cls.sets_execution:
+                    execution["float"] = cls.sets_execution
+            if variant == self.recipe.reference_name:
+                self.reference_key[target.name] = reference
+            wanted = next((name for name in backend.formats if _route(self.steps[keys[-1]].makes, name) is not None), None)
+            if wanted is None:
+                reason = (
+                    f"the backend '{target.backend}' takes {' or '.join(backend.formats)}, the model is {self.steps[keys[-1]].makes} here"
+                )
+                return PlanRow(variant=variant, target=target.name, steps=keys, execution=execution, unavailable=reason)
+            keys += self._convert(keys[-1], wanted, target)
+        except RecipeErrors as error:
+            self.problems += error.problems
+            return None
+        except EdgeoptError as error:
+            self.problems.append(error)
+            return None
+        keys.append(self._compile(backend, keys[-1], target))
+        return PlanRow(variant=variant, target=target.name, steps=keys, execution=execution, unavailable=backend.refuses(execution))
+
+    def _wanted(self, before: str, name: str, cls: type[Pass], backend: Backend, where: tuple[str | int, ...]) -> str:
+        """The format a pass gets: what the backend likes best among those that the pass accepts."""
+        have = self.steps[before].makes
+        liked = [one for one in backend.formats if one in cls.accepts] + list(cls.accepts)
+        for wanted in liked:
+            if _route(have, wanted) is not None:
+                return wanted
+        raise UsageError(
+            f"'{name}' works on {' or '.join(cls.accepts)} models, and after '{self.steps[before].plug}' the model is {have}",
+            place=self.recipe.place(*where),
+            remedy="put it earlier in the variant"
+            if self.recipe.model.kind == cls.accepts[0]
+            else f"give the model as `model: {{{cls.accepts[0]}: …}}`",
+        )
+
+    def _convert(self, before: str, wanted: str, target: Target) -> list[str]:
+        keys: list[str] = []
+        for name in _route(self.steps[before].makes, wanted) or []:
+            before = self._pass(name, {}, before, target, ("model",))
+            keys.append(before)
+        return keys
+
+    def _pass(self, name: str, options: dict[str, Any], before: str | None, target: Target, where: tuple[str | int, ...]) -> str:
+        cls: type[Pass] = registry.load("passes", name)
+        made = cls.model_validate(options)
+        place = self.recipe.place(*where)
+        data = {}
+        for split in cls.data:
+            wanted = split.removesuffix("?")
+            if wanted in self.data:
+                data[wanted] = self.data[wanted].digest
+            elif not split.endswith("?"):
+                raise UsageError(
+                    f"'{name}' needs data, and the recipe has no `data: {wanted}`",
+                    place=place,
+                    remedy=f"add the split '{wanted}' under `data`",
+                )
+        parts: dict[str, Any] = {
+            "pass": name,
+            "options": made.model_dump(mode="json"),
+            "code": registry.source_digest(cls),
+            "edgeopt": __version__,
+            "needs": {package: registry.version(package) for package in cls.needs},
+            "data": data,
+            "target": {field: getattr(target, field) for field in cls.target_fields},
+            "files": self._files(made.user_files(self.recipe.base), place),
+            "seed": self.recipe.seed if cls.data else 0,
+            "before": before,
+            "reference": self.reference_key.get(target.name) if "reference" in cls.uses else None,
+        }
+        if "measure" in cls.uses:
+            from edgeopt.core import machine
+
+            parts["machine"] = machine.fingerprint()["id"]
+        makes = cls.produces or (self.steps[before].makes if before else "")
+        return self._add("pass", name, made.model_dump(mode="json"), before, parts, makes, target)
+
+    def _compile(self, backend: Backend, before: str, target: Target) -> str:
+        parts: dict[str, Any] = {
+            "compile": target.backend,
+            "options": backend.Options.model_validate(target.options).model_dump(mode="json"),
+            "code": registry.source_digest(type(backend)),
+            "edgeopt": __version__,
+            "needs": {package: registry.version(package) for package in backend.needs},
+            "target": {field: getattr(target, field) for field in backend.target_fields},
+            "before": before,
+        }
+        return self._add("compile", target.backend, parts["options"], before, parts, target.backend, target)
+
+    def _add(
+        self, kind: Any, plug: str, options: dict[str, Any], before: str | None, parts: dict[str, Any], makes: str, target: Target
+    ) -> str:
+        key = digest.of_value(parts)
+        self.steps[key] = Step(
+            key=key,
+            kind=kind,
+            plug=plug,
+            options=options,
+            before=before,
+            reference=parts.get("reference"),
+            data=parts.get("data", {}),
+            target=parts["target"],
+            target_name=target.name,
+            makes=makes,
+            parts=parts,
+        )
+        return key
+
+
+def _route(have: str, wanted: str) -> list[str] | None:
+    """The conversions from one format to another, or None when there is no way."""
+    if have == wanted:
+        return []
+    for (source, made), name in CONVERSIONS.items():
+        if source == have:
+            rest = _route(made, wanted)
+            if rest is not None:
+                return [name, *rest]
+    return None

@@ -1,0 +1,206 @@
+"""report: sessions → Report. A pure function of the run folder's files: judge the gates, pick, write the pages."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from edgeopt import __version__
+from edgeopt.core import machine
+from edgeopt.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_MISSING, combine
+from edgeopt.core.plan import Plan, PlanTarget
+from edgeopt.core.recipe import Gate
+from edgeopt.core.report import ArtifactInfo, GateResult, RecipeInfo, Report, Row, TargetInfo
+from edgeopt.core.session import Measured, Session
+from edgeopt.stages import gates, html, junit, markdown
+from edgeopt.stages.build import Build, BuildRow, artifact_of
+from edgeopt.stages.measure import sessions_of
+
+_RANK = {"bundled": 0, "built": 1, "measured": 2}
+_NEVER_PICKED = {"slower-than-reference", "larger-than-reference", "unstable"}
+
+
+def report(plan: Plan, folder: Path) -> Report:
+    """Judge what the run folder holds; writes report.json, report.md, report.html and junit.xml there."""
+    build, sessions = Build.read(folder), sessions_of(folder)
+    judged = _judge(plan, folder, build, sessions)
+    judged.write(folder)
+    (folder / "report.md").write_text(markdown.markdown(judged))
+    (folder / "report.html").write_text(html.html(judged))
+    (folder / "junit.xml").write_text(junit.junit(judged))
+    return judged
+
+
+def _judge(plan: Plan, folder: Path, build: Build, sessions: dict[str, Session]) -> Report:
+    rows: list[Row] = []
+    results: list[GateResult] = []
+    codes: list[int] = []
+    reasons: list[str] = []
+    for used in plan.targets:
+        session = sessions.get(used.target.name)
+        mine = [_row(folder, build.of(planned.variant, used.target.name), session, used) for planned in plan.rows_of(used.target.name)]
+        found = [gates.judge(gate, row, plan.reference) for gate in plan.gates for row in mine if gates.concerns(gate, row)]
+        mine = [_qualified(row, found, plan.gates) for row in mine]
+        mine = _pick(plan, mine, found)
+        for code, reason in _outcome(plan, used, mine, found):
+            codes.append(code)
+            reasons.append(reason)
+        rows += mine
+        results += found
+    return Report(
+        edgeopt=__version__,
+        recipe=RecipeInfo(name=plan.name, digest=plan.recipe_digest, file=plan.recipe_file),
+        machine=next((session.machine for session in sessions.values()), machine.fingerprint()),
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        reference=plan.reference,
+        pick=plan.pick,
+        exit_code=combine(codes),
+        exit_reasons=reasons,
+        targets=[_target(used, sessions.get(used.target.name)) for used in plan.targets],
+        rows=rows,
+        gates=results,
+    )
+
+
+def _target(used: PlanTarget, session: Session | None) -> TargetInfo:
+    return TargetInfo(
+        name=used.target.name,
+        backend=used.target.backend,
+        scenario=used.target.scenario,
+        threads=used.threads,
+        batch=session.batch if session else used.target.batch,
+        need=used.need,
+        noise_percent=session.noise_percent if session else None,
+        session=f"sessions/{used.target.name}" if session else None,
+        data_digest=session.data_digest if session else None,
+        conditions=session.conditions if session else {},
+    )
+
+
+def _row(folder: Path, built: BuildRow, session: Session | None, used: PlanTarget) -> Row:
+    measured = session.of(built.variant) if session else None
+    status, reason, code = built.status, built.reason, built.exit_code
+    flags: list[str] = []
+    info = None
+    if built.artifact:
+        artifact = artifact_of(folder, built)
+        info = ArtifactInfo(
+            format=artifact.format, path=f"{built.artifact}/files/{artifact.main}", digest=artifact.digest, size_bytes=artifact.size_bytes
+        )
+    if measured and measured.error:
+        status, reason, code = "failed", f"{measured.error['cause']}", int(measured.error["exit_code"])
+        measured = None
+    elif status == "built" and measured is None and used.need == "measured":
+        reason = used.target.refuses_machine() or "not measured yet"
+    if session and session.synthetic and measured and measured.scores:
+        flags.append("synthetic-data")
+    found: dict[str, Any] = (measured or Measured(variant=built.variant)).model_dump(exclude={"variant", "error", "layers", "runtime"})
+    found["flags"] = flags + found["flags"]
+    return Row(
+        variant=built.variant,
+        target=built.target,
+        status="measured" if measured else status,
+        reason=reason,
+        artifact=info,
+        pareto=False,
+        qualifies=None,
+        picked=False,
+        pick_basis=None,
+        exit_code=code,
+        history=built.history,
+        **found,
+    )
+
+
+def _qualified(row: Row, results: list[GateResult], demands: list[Gate]) -> Row:
+    """Whether every gate on the row passes; an inconclusive one only where the gate says so."""
+    if row.status in ("failed", "unavailable"):
+        return row.model_copy(update={"qualifies": False})
+    mine = [one for one in results if one.variant == row.variant]
+    lenient = [gate.model_dump(exclude_none=True, exclude_defaults=True) for gate in demands if gate.inconclusive == "pass"]
+    good = all(one.verdict == "pass" or (one.verdict == "inconclusive" and one.gate in lenient) for one in mine)
+    if row.status == "measured":
+        return row.model_copy(update={"qualifies": good})
+    accurate = all(one.verdict == "pass" for one in mine if "score" in one.gate and one.verdict != "not_measured")
+    return row.model_copy(update={"qualifies": accurate})
+
+
+def _pick(plan: Plan, rows: list[Row], results: list[GateResult]) -> list[Row]:
+    """Mark the Pareto front, rows larger than the reference, and the one to take."""
+    reference = next((row for row in rows if row.variant == plan.reference), None)
+    marked = [row.model_copy(update={"flags": _flags(row, reference), "pareto": _on_front(row, rows)}) for row in rows]
+    able = [
+        row
+        for row in marked
+        if row.qualifies and not _NEVER_PICKED & set(row.flags) and not (row.variant == plan.reference and plan.reference_added)
+    ]
+    measured = [row for row in able if row.latency_ms]
+    best: Row | None = None
+    basis: str | None = None
+    if measured:
+        best, basis = min(measured, key=lambda row: _order(row, plan.pick)), plan.pick
+    elif able and not any(row.latency_ms for row in marked):
+        best, basis = able[-1], "accuracy gates; no latency was measured"
+    return [row.model_copy(update={"picked": True, "pick_basis": basis}) if row is best else row for row in marked]
+
+
+def _order(row: Row, pick: str) -> float:
+    assert row.latency_ms and row.artifact
+    if pick == "size":
+        return float(row.artifact.size_bytes)
+    return -(row.throughput_per_s or 0.0) if pick == "throughput" else row.latency_ms.p50
+
+
+def _flags(row: Row, reference: Row | None) -> list[str]:
+    if (
+        reference
+        and row is not reference
+        and row.artifact
+        and reference.artifact
+        and row.artifact.size_bytes > reference.artifact.size_bytes * 1.01
+    ):
+        return [*row.flags, "larger-than-reference"]
+    return row.flags
+
+
+def _on_front(row: Row, rows: list[Row]) -> bool:
+    """No other row is at least as fast and as accurate (by the first score) and better in one of the two."""
+    if not row.latency_ms:
+        return False
+    mine = _point(row)
+    others = [_point(one) for one in rows if one is not row and one.latency_ms]
+    return not any(other[0] <= mine[0] and other[1] <= mine[1] and other != mine for other in others)
+
+
+def _point(row: Row) -> tuple[float, float]:
+    assert row.latency_ms
+    first = next(iter(row.scores.values()), None)
+    loss = 0.0 if first is None else (-first.value if first.higher_is_better else first.value)
+    return row.latency_ms.p50, loss
+
+
+def _outcome(plan: Plan, used: PlanTarget, rows: list[Row], results: list[GateResult]) -> list[tuple[int, str]]:
+    """Exit codes of one target with their reasons."""
+    name = used.target.name
+    found = [(row.exit_code, f"{row.variant} on {name}: {row.reason}") for row in rows if row.status == "failed"]
+    reached = [row for row in rows if row.status in _RANK and _RANK[row.status] >= _RANK[used.need]]
+    if not reached and not found:
+        why = next((row.reason for row in rows if row.reason), "nothing was built")
+        found.append((EXIT_MISSING, f"{name} was to be {used.need}: {why}"))
+    demanded = [one for one in results if one.gate.get("variants") and one.verdict in ("fail", "inconclusive", "not_measured")]
+    for one in demanded:
+        if one.verdict == "inconclusive" and one.gate.get("inconclusive") == "pass":
+            continue
+        code = EXIT_INCONCLUSIVE if one.verdict == "inconclusive" else EXIT_GATE
+        found.append((code, f"{one.variant} on {name}: the gate {gates.words(one.gate)} is demanded of it: {one.verdict}"))
+    judged = [row for row in rows if row.status == "measured"]
+    if judged and not any(row.qualifies for row in judged):
+        open_only = any(_only_open(row, results) for row in judged)
+        code = EXIT_INCONCLUSIVE if open_only else EXIT_GATE
+        found.append((code, f"{name}: no variant passes every gate" + (", some only for want of evidence" if open_only else "")))
+    return found
+
+
+def _only_open(row: Row, results: list[GateResult]) -> bool:
+    return all(one.verdict in ("pass", "inconclusive") for one in results if one.variant == row.variant)

@@ -1,0 +1,149 @@
+"""score: one walk over the evaluation data, each sample through every variant of a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt.core import registry
+from edgeopt.core.artifact import Artifact, Signature
+from edgeopt.core.errors import EdgeoptError, StepError, UsageError
+from edgeopt.core.plan import Plan
+from edgeopt.core.protocols import Score
+from edgeopt.core.session import ScoreValue
+from edgeopt.core.store import Store
+from edgeopt.stages import statistics, survey
+from edgeopt.stages.children import Child
+
+
+def score(
+    plan: Plan, target: str, rows: dict[str, Path], folder: Path, store: Store, progress: Callable[[int, int, str], None]
+) -> dict[str, Any]:
+    """Score all variants of a target together; per-sample values go to `folder/scores.npz`.
+
+    Returns {"scores": {variant: {label: ScoreValue}}, "errors": {variant: error}}. The reference is
+    walked first, so that scores against it need no stored outputs: memory stays that of one batch.
+    """
+    used = plan.target_of(target)
+    ordered = {plan.reference: rows[plan.reference], **rows} if plan.reference in rows else rows
+    artifacts = {variant: Artifact.read(path) for variant, path in ordered.items()}
+    scores = _scores(plan, next(iter(artifacts.values())).signature)
+    values: dict[str, dict[str, list[Any]]] = {variant: {label: [] for label in scores} for variant in artifacts}
+    errors: dict[str, EdgeoptError] = {}
+    signature = next(iter(artifacts.values())).signature
+    split = survey.split_of(plan, "evaluate", signature)
+    seen = 0
+    with ExitStack() as stack:
+        children: dict[str, Child] = {}
+        for variant, artifact in artifacts.items():
+            child = stack.enter_context(Child(variant, log=2))
+            try:
+                child.open(artifact, used)
+                children[variant] = child
+            except EdgeoptError as error:
+                errors[variant] = error
+        for feeds, labels in split.batches(used.target.batch):
+            reference: list[dict[str, Any]] | None = None
+            for variant, child in children.items():
+                if variant in errors:
+                    continue
+                try:
+                    outputs = _split(child.ask("infer", arrays=feeds)[1], len(labels), artifacts[variant].signature, seen)
+                except UsageError:
+                    raise
+                except EdgeoptError as error:
+                    errors[variant] = error
+                    continue
+                if variant == plan.reference:
+                    reference = outputs
+                _judge(scores, values[variant], outputs, labels, reference, seen)
+            seen += len(labels)
+            progress(seen, 0, f"{seen} samples")
+    arrays: dict[str, Any] = {
+        f"{variant}/{label}": np.asarray(found, dtype=np.float64)
+        for variant, row in values.items()
+        if variant not in errors
+        for label, found in row.items()
+    }
+    np.savez_compressed(folder / "scores.npz", **arrays)
+    return {
+        "scores": {
+            variant: _summary(scores, values, variant, plan.reference, plan.seed, errors) for variant in artifacts if variant not in errors
+        },
+        "errors": {variant: error.to_json() for variant, error in errors.items()},
+        "samples": seen,
+    }
+
+
+def _scores(plan: Plan, signature: Signature) -> dict[str, Score]:
+    found = {}
+    for use in plan.scores:
+        made: Score = registry.load("scores", use.name).model_validate(use.options)
+        made.ready(Path(plan.base))
+        found[str(use.options.get("label") or use.name)] = made
+    return found
+
+
+def _split(outputs: dict[str, Any], count: int, signature: Signature, seen: int) -> list[dict[str, Any]]:
+    """Outputs sample by sample, without the batch axis. Raises StepError for NaN or infinity."""
+    samples: list[dict[str, Any]] = [{} for _ in range(count)]
+    for spec, array in zip(signature.outputs, outputs.values(), strict=True):
+        axis = signature.batch_axis(spec)
+        apart = [array] * count if axis is None or array.shape[axis] < count else np.moveaxis(array, axis, 0)[:count]
+        for index, one in enumerate(apart):
+            if one.dtype.kind == "f" and not np.isfinite(one).all():
+                raise StepError(
+                    f"NaN or infinity in output '{spec.name}' for evaluation sample {seen + index}",
+                    remedy="leave the pass that overflows out, or keep its nodes in float",
+                )
+            samples[index][spec.name] = one
+    return samples
+
+
+def _judge(
+    scores: dict[str, Score],
+    values: dict[str, list[Any]],
+    outputs: list[dict[str, Any]],
+    labels: list[Any],
+    reference: list[dict[str, Any]] | None,
+    seen: int,
+) -> None:
+    for label, made in scores.items():
+        if made.needs_reference and reference is None:
+            continue
+        for index, one in enumerate(outputs):
+            if made.needs_labels and labels[index] is None:
+                raise UsageError(
+                    f"score '{label}' needs labels, and evaluation sample {seen + index} has none",
+                    remedy="give labels with the evaluation data, or use agreement or sqnr, which need none",
+                )
+            try:
+                values[label].append(made.sample(one, labels[index], reference[index] if reference else None))
+            except EdgeoptError as error:
+                raise type(error)(
+                    f"score '{label}', evaluation sample {seen + index}: {error.cause}", remedy=error.remedy, place=error.place
+                ) from None
+
+
+def _summary(
+    scores: dict[str, Score],
+    values: dict[str, dict[str, list[Any]]],
+    variant: str,
+    reference: str,
+    seed: int,
+    errors: dict[str, EdgeoptError],
+) -> dict[str, Any]:
+    row = {}
+    for label, made in scores.items():
+        if not values[variant][label]:
+            continue
+        own = np.asarray(values[variant][label], dtype=np.float64)
+        base = values.get(reference, {}).get(label) if reference not in errors else None
+        other = np.asarray(base, dtype=np.float64) if base else None
+        figures = statistics.score(own, other, made.finish, made.higher_is_better, made.binary, seed)
+        row[label] = ScoreValue(samples=len(own), unit=made.unit, higher_is_better=made.higher_is_better, **figures).model_dump()
+    return row

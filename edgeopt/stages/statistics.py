@@ -1,0 +1,154 @@
+"""statistics: figures with intervals out of raw samples. All intervals are at 95 %."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from edgeopt.core.session import Interval, Latency, Speedup, Verdict
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+# Samples that a percentile needs before it may be told: MLPerf's early stopping at confidence .99.
+NEEDED = {50.0: 2, 90.0: 64, 95.0: 130, 99.0: 662, 99.9: 6636}
+RESAMPLES = 1000
+
+
+def percentile(samples: Array, at: float) -> float | None:
+    """A percentile, or None when there are too few samples to tell it."""
+    return float(np.percentile(samples, at)) if len(samples) >= NEEDED[at] else None
+
+
+def percentile_interval(samples: Array, at: float) -> Interval | None:
+    """Distribution-free interval of a percentile by order statistics (Conover, Practical Nonparametric Statistics, 3.2)."""
+    count = len(samples)
+    if count < NEEDED[at]:
+        return None
+    ordered, share = np.sort(samples), at / 100
+    ranks = np.arange(count + 1)
+    below = special.bdtr(ranks, count, share)
+    low = max(int(np.searchsorted(below, 0.025)) - 1, 0)
+    high = min(int(np.searchsorted(below, 0.975)), count - 1)
+    return float(ordered[low]), float(ordered[high])
+
+
+def t_interval(values: Array) -> tuple[float, Interval]:
+    """Mean and Student interval of independent values; lag-1 autocorrelation shrinks the sample size.
+
+    The effective size n·(1−r)/(1+r) is that of an AR(1) series (Bayley and Hammersley, 1946).
+    """
+    count, mean = len(values), float(values.mean())
+    if count < 2:
+        return mean, (-np.inf, np.inf)
+    centred = values - mean
+    power = float((centred**2).sum())
+    lag = float((centred[1:] * centred[:-1]).sum() / power) if power > 0 else 0.0
+    effective = count * (1 - max(lag, 0.0)) / (1 + max(lag, 0.0))
+    effective = min(max(effective, 2.0), float(count))
+    half = float(special.stdtrit(effective - 1, 0.975)) * float(values.std(ddof=1)) / np.sqrt(effective)
+    return mean, (mean - half, mean + half)
+
+
+def latency(blocks: list[Array], copy_in_ms: Array, copy_out_ms: Array) -> Latency:
+    """Percentiles of all samples; the interval of p50 rests on block medians, which drift moves apart."""
+    samples = np.concatenate(blocks)
+    medians = np.array([np.median(block) for block in blocks])
+    p50 = float(np.median(samples))
+    _, (low, high) = t_interval(np.log(medians))
+    centre = float(np.exp(np.log(medians).mean()))
+    interval = (min(p50, p50 * float(np.exp(low)) / centre), max(p50, p50 * float(np.exp(high)) / centre))
+    return Latency(
+        p50=p50,
+        p50_ci95=interval,
+        p90=percentile(samples, 90.0),
+        p90_ci95=percentile_interval(samples, 90.0),
+        p95=percentile(samples, 95.0),
+        p99=percentile(samples, 99.0),
+        p99_9=percentile(samples, 99.9),
+        mean=float(samples.mean()),
+        samples=len(samples),
+        blocks=len(blocks),
+        copy_in_p50=float(np.median(copy_in_ms)),
+        copy_out_p50=float(np.median(copy_out_ms)),
+    )
+
+
+def speedup(reference: Array, own: Array, noise: float) -> Speedup:
+    """How many times faster `own` is, from the medians of blocks measured side by side.
+
+    Blocks are paired: what disturbs one minute of the machine disturbs both. `noise` is the log ratio
+    that two copies of the same artifact showed; a difference below it proves nothing.
+    """
+    mean, (low, high) = t_interval(np.log(reference / own))
+    verdict: Verdict = "indistinguishable"
+    if low > noise:
+        verdict = "faster"
+    elif high < -noise:
+        verdict = "slower"
+    return Speedup(value=float(np.exp(mean)), ci95=(float(np.exp(low)), float(np.exp(high))), verdict=verdict)
+
+
+def score(
+    own: Array, reference: Array | None, finish: Callable[[Array], float], higher_is_better: bool, binary: bool, seed: int
+) -> dict[str, Any]:
+    """A score's value with interval, and its drop against the reference on the same samples."""
+    value = float(finish(own))
+    result: dict[str, Any] = {
+        "value": value,
+        "ci95": _interval(own, finish, binary, seed),
+        "drop": None,
+        "drop_ci95": None,
+        "changed": None,
+        "p_value": None,
+    }
+    if reference is None or reference.shape != own.shape:
+        return result
+    sign = 1.0 if higher_is_better else -1.0
+    result["drop"] = sign * (float(finish(reference)) - value)
+    different = own != reference if own.ndim == 1 else (own != reference).any(axis=1)
+    result["changed"] = float(different.mean())
+    if binary:
+        result["drop_ci95"], result["p_value"] = _paired_binary(reference, own)
+    else:
+        result["drop_ci95"] = _paired_bootstrap(own, reference, finish, sign, seed)
+    return result
+
+
+def _interval(own: Array, finish: Callable[[Array], float], binary: bool, seed: int) -> Interval | None:
+    """Wilson's interval for right/wrong values, otherwise a percentile bootstrap."""
+    if len(own) < 2:
+        return None
+    if binary:
+        n, share, z = len(own), float(own.mean()), 1.959964
+        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+    rng = np.random.default_rng(seed)
+    draws = [float(finish(own[rng.integers(0, len(own), len(own))])) for _ in range(RESAMPLES)]
+    return float(np.percentile(draws, 2.5)), float(np.percentile(draws, 97.5))
+
+
+def _paired_binary(reference: Array, own: Array) -> tuple[Interval, float]:
+    """Agresti and Min's interval of a paired difference of proportions (2005), and exact McNemar's p."""
+    n = len(own) + 2.0
+    lost, won = float((reference > own).sum()), float((own > reference).sum())
+    b, c = lost + 0.5, won + 0.5
+    difference = (b - c) / n
+    half = 1.959964 * np.sqrt(max((b + c) - (b - c) ** 2 / n, 0.0)) / n
+    discordant = int(lost + won)
+    p = min(1.0, 2 * float(special.bdtr(min(lost, won), discordant, 0.5))) if discordant else 1.0
+    return (float(difference - half), float(difference + half)), p
+
+
+def _paired_bootstrap(own: Array, reference: Array, finish: Callable[[Array], float], sign: float, seed: int) -> Interval | None:
+    if len(own) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(RESAMPLES):
+        picked = rng.integers(0, len(own), len(own))
+        draws.append(sign * (float(finish(reference[picked])) - float(finish(own[picked]))))
+    return float(np.percentile(draws, 2.5)), float(np.percentile(draws, 97.5))

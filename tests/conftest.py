@@ -1,0 +1,25 @@
+"""What all tests share: a store of the session, and small real models and data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for the slow real-model tests, so that a model is built once in a session."""
+    named = os.environ.get("EDGEOPT_CACHE")
+    return Path(named) if named else tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty store, for tests that look at what is stored."""
+    monkeypatch.setenv("EDGEOPT_CACHE", str(tmp_path / "store"))
+    yield tmp_path / "store"

@@ -1,0 +1,170 @@
+"""Small real ONNX models for the tests: each is what some exporter really writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+
+
+def value(name, shape, dtype=FLOAT):
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def weight(name, *shape, seed=0, scale=0.3):
+    return numpy_helper.from_array((np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32), name)
+
+
+def constant(name, *shape, seed=0):
+    return helper.make_node("Constant", [], [name], value=weight(name, *shape, seed=seed))
+
+
+def ints(name, *values):
+    return numpy_helper.from_array(np.array(values, np.int64), name)
+
+
+def model(nodes, inputs, outputs, weights=(), opset=17, ir=10, domains=()):
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(name, 1) for name in domains)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir)
+
+
+def mlp(opset=17, ir=10, batch="N", unnamed=False):
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], name="" if unnamed else "first", transB=1),
+        helper.make_node("Relu", ["h"], ["r"], name="" if unnamed else "relu"),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["y"], name="" if unnamed else "second", transB=1),
+    ]
+    weights = [weight("w1", 16, 8), weight("b1", 16, seed=1), weight("w2", 4, 16, seed=2), weight("b2", 4, seed=3)]
+    return model(nodes, [value("x", [batch, 8])], [value("y", [batch, 4])], weights, opset, ir)
+
+
+def cnn(opset=17, constants=False, size=("H", "W"), batch="N"):
+    """Two convolutions with a residual addition, a pool and a linear layer."""
+    stored = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (8, 8, 3, 3), "b2": (8,), "w3": (5, 8), "b3": (5,)}
+    made = [constant(name, *shape, seed=i) for i, (name, shape) in enumerate(stored.items())] if constants else []
+    weights = [] if constants else [weight(name, *shape, seed=i) for i, (name, shape) in enumerate(stored.items())]
+    nodes = [
+        *made,
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], name="conv2", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c2", "r1"], ["a"], name="add"),
+        helper.make_node("GlobalAveragePool", ["a"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], name="head", transB=1),
+    ]
+    return model(nodes, [value("x", [batch, 3, *size])], [value("y", [batch, 5])], weights, opset)
+
+
+def branches(opset=17):
+    """A linear layer, then an If whose branches hold weights of their own."""
+    then = helper.make_graph([helper.make_node("MatMul", ["h", "tw"], ["to"])], "then", [], [value("to", ["N", 4])], [weight("tw", 8, 4)])
+    other = helper.make_graph(
+        [constant("ew", 8, 4, seed=5), helper.make_node("MatMul", ["h", "ew"], ["eo"])], "else", [], [value("eo", ["N", 4])]
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        helper.make_node("If", ["flag"], ["y"], name="choose", then_branch=then, else_branch=other),
+    ]
+    return model(nodes, [value("x", ["N", 8]), value("flag", [], BOOL)], [value("y", ["N", 4])], [weight("w", 8, 8, seed=7)], opset)
+
+
+def loop(opset=17):
+    """Three rounds of the same layer in a Loop."""
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["s", "lw"], ["m"]),
+            helper.make_node("Tanh", ["m"], ["s_out"]),
+            helper.make_node("Identity", ["c"], ["c_out"]),
+        ],
+        "body",
+        [value("i", [], INT64), value("c", [], BOOL), value("s", ["N", 8])],
+        [value("c_out", [], BOOL), value("s_out", ["N", 8])],
+        [weight("lw", 8, 8)],
+    )
+    nodes = [
+        helper.make_node("Loop", ["trips", "go", "x"], ["l"], name="rounds", body=body),
+        helper.make_node("MatMul", ["l", "w"], ["y"], name="last"),
+    ]
+    weights = [
+        numpy_helper.from_array(np.array(3, np.int64), "trips"),
+        numpy_helper.from_array(np.array(True), "go"),
+        weight("w", 8, 4, seed=3),
+    ]
+    return model(nodes, [value("x", ["N", 8])], [value("y", ["N", 4])], weights, opset)
+
+
+def recurrent(kind="LSTM", opset=14):
+    """Time-major LSTM or GRU with open batch and time, then a linear layer."""
+    gates = {"LSTM": 4, "GRU": 3}[kind]
+    nodes = [
+        helper.make_node(kind, ["x", "w", "r", "b"], ["all", "last"], name="rnn", hidden_size=6),
+        helper.make_node("Squeeze", ["last", "axis"], ["s"], name="squeeze"),
+        helper.make_node("Gemm", ["s", "wo", "bo"], ["y"], name="out", transB=1),
+    ]
+    weights = [weight("w", 1, gates * 6, 3), weight("r", 1, gates * 6, 6, seed=1), weight("b", 1, 2 * gates * 6, seed=2), ints("axis", 0)]
+    weights += [weight("wo", 4, 6, seed=4), weight("bo", 4, seed=5)]
+    return model(nodes, [value("x", ["T", "N", 3])], [value("y", ["N", 4])], weights, opset)
+
+
+def embedding(opset=17):
+    """Token ids and a mask (int64), a scalar factor without a batch axis, two outputs."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"], name="embed"),
+        helper.make_node("Cast", ["mask"], ["mf"], name="to_float", to=FLOAT),
+        helper.make_node("Unsqueeze", ["mf", "last_axis"], ["mu"], name="widen"),
+        helper.make_node("Mul", ["e", "mu"], ["masked"], name="masking"),
+        helper.make_node("Mul", ["masked", "factor"], ["scaled"], name="scaling"),
+        helper.make_node("MatMul", ["scaled", "w"], ["tokens"], name="project"),
+        helper.make_node("ReduceMean", ["tokens"], ["y"], name="mean", axes=[1], keepdims=0),
+    ]
+    inputs = [value("ids", ["N", "T"], INT64), value("mask", ["N", "T"], INT64), value("factor", [])]
+    outputs = [value("y", ["N", 4]), value("tokens", ["N", "T", 4])]
+    return model(nodes, inputs, outputs, [weight("table", 32, 8), weight("w", 8, 4, seed=1), ints("last_axis", -1)], opset)
+
+
+def attention(opset=17, width=16, heads=2):
+    """One transformer block with open batch and time."""
+    size = width // heads
+
+    def project(source, name, seed):
+        return [
+            helper.make_node("MatMul", [source, f"w{name}"], [f"{name}p"], name=f"{name}_matmul"),
+            helper.make_node("Reshape", [f"{name}p", "split"], [f"{name}s"], name=f"{name}_split"),
+        ]
+
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "g", "beta"], ["n"], name="norm", axis=-1),
+        *project("n", "q", 0),
+        *project("n", "k", 1),
+        *project("n", "v", 2),
+        helper.make_node("Transpose", ["qs"], ["qt"], name="qt", perm=[0, 2, 1, 3]),
+        helper.make_node("Transpose", ["ks"], ["kt"], name="kt", perm=[0, 2, 3, 1]),
+        helper.make_node("Transpose", ["vs"], ["vt"], name="vt", perm=[0, 2, 1, 3]),
+        helper.make_node("MatMul", ["qt", "kt"], ["scores"], name="scores_matmul"),
+        helper.make_node("Softmax", ["scores"], ["p"], name="softmax", axis=-1),
+        helper.make_node("MatMul", ["p", "vt"], ["o"], name="mix"),
+        helper.make_node("Transpose", ["o"], ["ot"], name="ot", perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["ot", "join"], ["oj"], name="join_heads"),
+        helper.make_node("MatMul", ["oj", "wo"], ["f"], name="o_matmul"),
+        helper.make_node("Add", ["x", "f"], ["y"], name="residual"),
+    ]
+    weights = [weight(f"w{name}", width, width, seed=i) for i, name in enumerate("qkvo")]
+    weights += [
+        ints("split", 0, 0, heads, size),
+        ints("join", 0, 0, width),
+        weight("g", width, seed=8, scale=1.0),
+        weight("beta", width, seed=9),
+    ]
+    return model(nodes, [value("x", ["N", "T", width])], [value("y", ["N", "T", width])], weights, opset)
+
+
+def write(proto, folder: Path, name="model.onnx", **options) -> Path:
+    path = folder / name
+    onnx.save_model(proto, path, **options)
+    return path
