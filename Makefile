@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.edgeopt-ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bare format clean
 
 demo: $(STAMP)
 	$(BIN)/edgeopt run recipes/mnist-cnn.yaml
@@ -16,6 +16,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bare: $(STAMP)
+	$(BIN)/python tests/bare.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -20,15 +20,16 @@ class Null(Backend):
 
     def compile(self, model: Artifact, ctx: Context) -> Path:
         """Writes the signature as `null.json`; no framework is needed to make or to open it."""
-        signature = model.signature
-        batch = signature.batch_symbol
+        inputs, batch = model.signature.inputs, model.signature.batch_symbol
+        sizes = {axis for spec in inputs for axis in spec.shape}
 
         def row(spec: TensorSpec) -> list[object]:
-            # An output's own name for its first axis is the batch under another name.
-            open_first = batch is not None and signature.batch_axis(spec) == 0
-            return [spec.name, spec.dtype, [batch, *spec.shape[1:]] if open_first else list(spec.shape)]
+            shape = list(spec.shape)
+            if batch is not None and shape and isinstance(shape[0], str) and shape[0] not in sizes:
+                shape[0] = batch  # an output's own name for its first axis
+            return [spec.name, spec.dtype, shape]
 
-        record = {"inputs": [row(spec) for spec in signature.inputs], "outputs": [row(spec) for spec in signature.outputs]}
+        record = {"inputs": [row(spec) for spec in inputs], "outputs": [row(spec) for spec in model.signature.outputs]}
         main = ctx.folder / "null.json"
         main.write_text(json.dumps(record, indent=1) + "\n")
         return main

@@ -44,7 +44,8 @@ class Onnxruntime(Backend):
         asked = execution.get("float", "f32")
         if asked in self.executions:
             return ""
-        return f"onnxruntime executes floats as f32 on the CPU, not {asked}: give the variant to an OpenVINO target, or leave execute-{asked} out"
+        remedy = f"give the variant to an OpenVINO target, or leave execute-{asked} out"
+        return f"onnxruntime executes floats as f32 on the CPU, not {asked}: {remedy}"
 
     def compile(self, model: Artifact, ctx: Context) -> Path:
         """Copies, never hard links: onnx refuses external data with several links, here and in the store."""

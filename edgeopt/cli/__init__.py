@@ -79,8 +79,18 @@ def _of_system(error: OSError) -> Exception:
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return errors.from_exception(error, str(error.filename or NAME))
-    if error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
-        return errors.UsageError(f"{error.filename}: {(error.strerror or 'refused').lower()}", remedy="choose another path, or mend its permissions")
+    if error.filename and error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+    ):
+        return errors.UsageError(
+            f"{error.filename}: {(error.strerror or 'refused').lower()}", remedy="choose another path, or mend its permissions"
+        )
     return error
 
 

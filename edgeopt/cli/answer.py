@@ -64,7 +64,12 @@ def rendered(*parts: Any) -> str:
     from rich.console import Console
 
     console = Console(
-        width=width(), force_terminal=coloured(), no_color=not coloured(), color_system="standard" if coloured() else None, highlight=False, emoji=False
+        width=width(),
+        force_terminal=coloured(),
+        no_color=not coloured(),
+        color_system="standard" if coloured() else None,
+        highlight=False,
+        emoji=False,
     )
     with console.capture() as capture:
         for part in parts:

@@ -29,7 +29,9 @@ def cache(context: click.Context) -> Answer | None:
 
     store = Store()
     entries = store.entries()
-    totals = {kind: [entry.size_bytes for entry in entries if entry.kind == kind] for kind in dict.fromkeys(entry.kind for entry in entries)}
+    totals = {
+        kind: [entry.size_bytes for entry in entries if entry.kind == kind] for kind in dict.fromkeys(entry.kind for entry in entries)
+    }
     value = {
         "path": str(store.root),
         "size_bytes": sum(entry.size_bytes for entry in entries),
@@ -62,7 +64,9 @@ def why(recipe: Path) -> Answer:
 
 
 @cache.command()
-@click.option("--max-gb", type=click.FloatRange(min=0), metavar="N", help="Drop what was not used longest until the rest fits (GB are 10⁹ bytes).")
+@click.option(
+    "--max-gb", type=click.FloatRange(min=0), metavar="N", help="Drop what was not used longest until the rest fits (GB are 10⁹ bytes)."
+)
 @click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Drop what was not used for so many days.")
 @click.option("--all", "everything", is_flag=True, help="Drop everything.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
@@ -87,7 +91,14 @@ def _told(entry: Entry) -> dict[str, Any]:
     from datetime import UTC, datetime
 
     used = datetime.fromtimestamp(entry.used_at, UTC).isoformat(timespec="seconds")
-    return {"kind": entry.kind, "key": entry.key, "what": _what(entry), "size_bytes": entry.size_bytes, "used_at": used, "path": str(entry.path)}
+    return {
+        "kind": entry.kind,
+        "key": entry.key,
+        "what": _what(entry),
+        "size_bytes": entry.size_bytes,
+        "used_at": used,
+        "path": str(entry.path),
+    }
 
 
 def _what(entry: Entry) -> str:

@@ -73,7 +73,11 @@ def _formats(facts: dict[str, Any]) -> str:
     if not facts["accepts"]:
         return f"→ {facts['produces']}" if facts["produces"] else ""
     takes = ", ".join(facts["accepts"])
-    return takes if facts["produces"] in (None, *(facts["accepts"] if len(facts["accepts"]) == 1 else ())) else f"{takes} → {facts['produces']}"
+    return (
+        takes
+        if facts["produces"] in (None, *(facts["accepts"] if len(facts["accepts"]) == 1 else ()))
+        else f"{takes} → {facts['produces']}"
+    )
 
 
 def _listed(found: list[dict[str, Any]]) -> str:
@@ -120,7 +124,9 @@ def _explained(facts: dict[str, Any]) -> str:
     required = facts["options"].get("required", [])
     for name, schema in options.items():
         default = "(needed)" if name in required else _value(schema.get("default"))
-        table.add_row(name, escape(type_words(schema, facts["options"].get("$defs", {}))), escape(default), escape(schema.get("description", "")))
+        table.add_row(
+            name, escape(type_words(schema, facts["options"].get("$defs", {}))), escape(default), escape(schema.get("description", ""))
+        )
     parts += ["", table] if options else ["\n  It has no options."]
     return rendered(*parts)
 

@@ -40,12 +40,17 @@ def _words(health: Health) -> str:
     here = health.machine
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
     facts.add_row("edgeopt", f"{health.edgeopt}, Python {health.python}, {here['system']} {here['kernel']}")
-    facts.add_row("processor", escape(f"{here['cpu']} ({here['arch']}; {', '.join(here['isa']) or 'no vector extensions that matter here'})"))
+    facts.add_row(
+        "processor", escape(f"{here['cpu']} ({here['arch']}; {', '.join(here['isa']) or 'no vector extensions that matter here'})")
+    )
     cores = f"{here['cores_allowed']} allowed of {here['cores_visible']} visible" + (", in a virtual machine" if here["virtual"] else "")
     facts.add_row("cores", cores + (f", governor {here['governor']}" if here["governor"] else ""))
     facts.add_row("memory", f"{here['memory_mb'] / 1000:.1f} GB")
     store = health.store
-    facts.add_row("store", escape(f"{store['path']}: {store['entries']} entries, {store['size_bytes'] / 1e6:.1f} MB; {store['free_bytes'] / 1e9:.1f} GB free"))
+    facts.add_row(
+        "store",
+        escape(f"{store['path']}: {store['entries']} entries, {store['size_bytes'] / 1e6:.1f} MB; {store['free_bytes'] / 1e9:.1f} GB free"),
+    )
     if not store["writable"]:
         facts.add_row("", "[red]the store cannot be written: point EDGEOPT_CACHE at a folder that can[/]")
 

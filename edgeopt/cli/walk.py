@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from edgeopt.core.report import Report
 
 _PATH = click.Path(path_type=Path)
-_output = click.option("-o", "--output", type=_PATH, metavar="DIR", help="The run folder. Default: runs/NAME-TIME, with runs/NAME-latest pointing at it.")
+_output = click.option(
+    "-o", "--output", type=_PATH, metavar="DIR", help="The run folder. Default: runs/NAME-TIME, with runs/NAME-latest pointing at it."
+)
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, only warnings.")
 _verbose = click.option("-v", "--verbose", is_flag=True, help="A line for reused steps too.")
 _remeasure = click.option("--remeasure", is_flag=True, help="Measure again, also what was measured before.")
@@ -147,7 +149,9 @@ def _in_folder(given: Path) -> tuple[Plan, Path]:
     from edgeopt.core.plan import Plan
 
     if given.suffix in (".yaml", ".yml") and given.is_file() and given.name != "recipe.yaml":
-        raise UsageError(f"{given} is a recipe, and this command works on a run folder", remedy=f"edgeopt run {given}, or edgeopt build {given} first")
+        raise UsageError(
+            f"{given} is a recipe, and this command works on a run folder", remedy=f"edgeopt run {given}, or edgeopt build {given} first"
+        )
     folder = given if given.is_dir() else given.parent
     if not given.exists():
         raise UsageError(f"no such folder: {given}", remedy="name a run folder: runs/NAME-latest is the newest one of a recipe")
@@ -220,5 +224,7 @@ def _rows(built: Any, folder: Path) -> str:
         table.add_column(name, overflow="fold")
     styles = {"built": "green", "failed": "red", "unavailable": "yellow"}
     for row in built.rows:
-        table.add_row(row.variant, row.target, f"[{styles[row.status]}]{row.status}[/]", str(folder / row.artifact) if row.artifact else row.reason)
+        table.add_row(
+            row.variant, row.target, f"[{styles[row.status]}]{row.status}[/]", str(folder / row.artifact) if row.artifact else row.reason
+        )
     return rendered(table, f"\nnext: edgeopt measure {folder}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,35 @@ from edgeopt.core.errors import EdgeoptError, Place, RecipeErrors, UntrustedErro
 MAX_BYTES = 1_000_000
 MAX_NODES = 50_000
 MAX_DEPTH = 60
+MAX_DIGITS = 30
+_OCTAL = re.compile(r"[-+]?0[0-9_]+$")
 
 _Path = tuple[str | int, ...]
+_PREFIX = "tag:yaml.org,2002:"
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
+# What PyYAML says of a syntax error, and what usually was meant.
+_REMEDIES = {
+    "'\\t'": "indent with spaces: YAML allows no tabs there",
+    "mapping values are not allowed": "check the indentation; a value that holds ': ' needs quotes",
+    "another document": "keep one document: remove what follows '---'",
+    "undefined alias": "a value that begins with * needs quotes",
+    "expected ',' or": "close it, or check the commas and quotes inside",
+    "found unexpected end of stream": "close the quotes",
+    "cannot start any token": "a value that begins with this character needs quotes",
+}
 
 
 @dataclass(frozen=True)
 class Document:
-    """One YAML file as a plain value; `place(path)` says where a key or item stands."""
+    """One YAML file as a plain value; `place(path)` says where a key or item stands.
+
+    `written` holds how a value was written where that is not how it is read: `no` for False.
+    """
 
     file: str
     value: Any
     marks: dict[_Path, tuple[int, int]]
+    written: dict[_Path, str] = field(default_factory=dict)
 
     def place(self, path: Sequence[str | int] = ()) -> Place:
         """The place of `path`, or of its nearest parent that stands in the file."""
@@ -34,9 +54,18 @@ class Document:
                 return Place(self.file, *mark)
         return Place(self.file, 1, 1)
 
+    def below(self, path: _Path, value: Any) -> Document:
+        """The part of the document at `path` as a document of its own, with the value that stands for it."""
+        size = len(path)
+        marks = {inner[size:]: mark for inner, mark in self.marks.items() if inner[:size] == path}
+        return Document(self.file, value, marks, {inner[size:]: text for inner, text in self.written.items() if inner[:size] == path})
 
-def read_yaml(path: Path, shown: str | None = None) -> Document:
-    """Read one YAML file: no tags, no duplicate keys, bounded size, depth and aliases."""
+
+def read_yaml(path: Path, shown: str | None = None, missing: str = "check the path") -> Document:
+    """Read one YAML file: no tags, no duplicate keys, bounded size, depth and aliases.
+
+    `shown` names the file in errors, `missing` is the remedy when there is none.
+    """
     name = shown or str(path)
     try:
         size = path.stat().st_size
@@ -48,64 +77,101 @@ def read_yaml(path: Path, shown: str | None = None) -> Document:
             )
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"no such file: {name}", remedy="check the path, or `edgeopt init MODEL` writes a recipe") from None
+        raise UsageError(f"no such file: {name}", remedy=missing) from None
     except IsADirectoryError:
         raise UsageError(f"{name} is a folder, not a YAML file", remedy="name the .yaml file inside it") from None
-    except OSError as error:
-        raise UsageError(f"{name} cannot be read: {error.strerror}", remedy="check its permissions") from None
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else str(error)) or "refused"
+        raise UsageError(f"{name} cannot be read: {reason.lower()}", remedy="check its name and permissions") from None
     try:
         return parse_yaml(raw.decode("utf-8"), name)
     except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 text (byte {error.start})", place=Place(name), remedy="save it as UTF-8") from None
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UsageError("not UTF-8 text", place=Place(name, line), remedy="save it as UTF-8") from None
 
 
 def parse_yaml(text: str, name: str) -> Document:
     """As `read_yaml`, from text; `name` stands in the errors."""
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        place = Place(name, text.count("\n", 0, error.position) + 1)
+        raise UsageError(f"the character U+{ord(text[error.position]):04X} is not allowed", place=place, remedy="remove it") from None
     try:
         root = loader.get_single_node()
-        if root is None:
+        if root is None or root.tag == _PREFIX + "null":
             raise UsageError("the file is empty", place=Place(name, 1, 1), remedy="`edgeopt init MODEL` writes a recipe")
-        marks: dict[_Path, tuple[int, int]] = {}
-        problems: list[EdgeoptError] = []
-        value = _Reader(loader, name, marks, problems).read(root, ())
-        if problems:
-            raise RecipeErrors(problems)
-        return Document(name, value, marks)
+        reader = _Reader(loader, name)
+        value = reader.read(root, ())
+        if reader.problems:
+            raise RecipeErrors(reader.problems)
+        return Document(name, value, reader.marks, reader.written)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = Place(name, mark.line + 1, mark.column + 1) if mark else Place(name)
-        raise UsageError(f"not valid YAML: {error.problem or error.context}", place=place, remedy="mend the syntax here") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"not valid YAML: {error}", place=Place(name), remedy="save it as plain UTF-8 YAML") from None
+        raise _syntax(error, name) from None
     except RecursionError:
         raise UntrustedError("nested too deeply", place=Place(name), remedy="flatten it") from None
     finally:
         loader.dispose()
 
 
+def _syntax(error: yaml.MarkedYAMLError, name: str) -> UsageError:
+    """What PyYAML complains about, with the place that a person would look at."""
+    problem = str(error.problem or error.context)
+    mark = error.problem_mark
+    if problem.startswith(("expected ',' or", "found unexpected end of stream")) and error.context_mark:
+        mark, problem = error.context_mark, f"what begins here is not closed, or holds something odd ({problem})"
+    place = Place(name, mark.line + 1, mark.column + 1) if mark else Place(name)
+    remedy = next((remedy for words, remedy in _REMEDIES.items() if words in str(error.problem)), "mend the syntax here")
+    return UsageError(f"not valid YAML: {problem}", place=place, remedy=remedy)
+
+
 class _Reader:
     """Turns YAML nodes into plain values, remembering marks and counting expanded nodes."""
 
-    def __init__(self, loader: yaml.SafeLoader, name: str, marks: dict[_Path, tuple[int, int]], problems: list[EdgeoptError]) -> None:
-        self.loader, self.name, self.marks, self.problems, self.count = loader, name, marks, problems, 0
+    def __init__(self, loader: yaml.SafeLoader, name: str) -> None:
+        self.loader, self.name, self.count = loader, name, 0
+        self.marks: dict[_Path, tuple[int, int]] = {}
+        self.written: dict[_Path, str] = {}
+        self.problems: list[EdgeoptError] = []
 
     def read(self, node: yaml.Node, path: _Path) -> Any:
         here = Place(self.name, node.start_mark.line + 1, node.start_mark.column + 1)
         self.count += 1
-        if self.count > MAX_NODES or len(path) > MAX_DEPTH:
-            raise UntrustedError(
-                f"expands to more than {MAX_NODES:,} values or {MAX_DEPTH} levels", place=here, remedy="remove the aliases that multiply it"
-            )
+        if self.count > MAX_NODES:
+            raise UntrustedError(f"expands to more than {MAX_NODES:,} values", place=here, remedy="remove the aliases that multiply it")
+        if len(path) > MAX_DEPTH:
+            raise UntrustedError(f"nested more than {MAX_DEPTH} levels deep", place=here, remedy="flatten it, and let no alias hold itself")
         self.marks.setdefault(path, (here.line or 1, here.column or 1))
-        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
-            raise UntrustedError(f"the YAML tag {node.tag} is not allowed", place=here, remedy="write plain values")
+        if node.tag.removeprefix(_PREFIX) not in _PLAIN:
+            tag = node.tag.replace(_PREFIX, "!!")
+            raise UntrustedError(f"the YAML tag {tag} is not allowed", place=here, remedy="write plain values")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
-        # PyYAML ships no types for construct_object
-        return self.loader.construct_object(node)
+        return self._scalar(node, path, here)
+
+    def _scalar(self, node: yaml.Node, path: _Path, here: Place) -> Any:
+        kind, text = node.tag.removeprefix(_PREFIX), str(node.value)
+        # Dates, 1:30 (a sexagesimal number) and 010 (an octal one) are surprises of YAML 1.1: they stay text.
+        surprising = kind == "int" and (
+            ":" in text or (len(text.lstrip("+-")) > 1 and text.lstrip("+-").startswith("0") and text[-1].isdigit())
+        )
+        if kind in ("str", "timestamp") or surprising or (kind == "float" and ":" in text):
+            return text
+        if kind in ("int", "float") and len(text) > MAX_DIGITS:
+            self.problems.append(UsageError("a number of so many digits", place=here, remedy="quote it if it is text"))
+            return 0
+        try:
+            value = self.loader.construct_object(node)
+        except (ValueError, KeyError):
+            self.problems.append(UsageError(f"'{text}' is no {kind}", place=here, remedy="remove the tag, or quote the value"))
+            return None
+        if isinstance(value, float) and not math.isfinite(value):
+            self.problems.append(UsageError(f"'{text}' is not a finite number", place=here, remedy="write a number, or leave the key out"))
+            return 0.0
+        self.written[path] = text
+        return value
 
     def _mapping(self, node: yaml.MappingNode, path: _Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -113,6 +179,10 @@ class _Reader:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             mark = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
             place = Place(self.name, *mark)
+            if key_node.tag.removeprefix(_PREFIX) not in (*_PLAIN, "merge", "value"):
+                raise UntrustedError(
+                    f"the YAML tag {key_node.tag.replace(_PREFIX, '!!')} is not allowed", place=place, remedy="write plain keys"
+                )
             if key is None:
                 self.problems.append(UsageError("a key must be a plain word", place=place, remedy="quote or rename it"))
                 continue

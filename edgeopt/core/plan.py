@@ -72,6 +72,7 @@ class Plan(Options):
     targets: list[PlanTarget]
     data: dict[str, DataRef]
     scores: list[PlugUse]
+    scores_digest: str = Field(description="the scores with their code, and the user's files they run")
     gates: list[Gate]
     pick: Literal["latency", "throughput", "size"]
     measure: Measuring

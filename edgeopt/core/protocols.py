@@ -194,7 +194,8 @@ class Score(Options):
     """Judges outputs. Stateless: `sample` values are kept and compared pairwise between variants.
 
     `higher_is_better` decides what a drop is; `unit` stands in the report. `needs_labels` and
-    `needs_reference` say what `sample` is given.
+    `needs_reference` say what `sample` is given. `binary`: each value is 0 or 1. All five are read
+    from instances: a score may let the recipe decide them.
     """
 
     higher_is_better: ClassVar[bool] = True
@@ -202,6 +203,19 @@ class Score(Options):
     needs_labels: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     binary: ClassVar[bool] = False
+
+    label: str | None = Field(default=None, description="its name in the report and in gates; default: the name of the score")
+
+    def user_files(self, base: Path) -> list[Path]:
+        """Files of the user that decide the value; they are part of the session's key."""
+        return []
+
+    def packages(self, base: Path) -> list[str]:
+        """Distributions whose version changes the value."""
+        return []
+
+    def ready(self, base: Path) -> None:
+        """Called once in the process that scores, before the first `sample` or `finish`: load the user's code here."""
 
     def sample(self, outputs: Feeds, label: Any, reference: Feeds | None) -> float | list[float]:
         """The value of one sample (outputs without the batch axis), or statistics for `finish`."""

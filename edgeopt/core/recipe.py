@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from edgeopt.core import digest, registry, target
-from edgeopt.core.checks import problems_of
+from edgeopt.core.checks import NAME_PATTERN, in_order, problems_of, shown
 from edgeopt.core.errors import EdgeoptError, MissingError, Place, RecipeErrors, UntrustedError, UsageError, did_you_mean
 from edgeopt.core.places import Document, read_yaml
 from edgeopt.core.protocols import SPLITS, Options
 from edgeopt.core.target import Need, Target
 
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+_Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+_Axis = Annotated[int, Field(gt=0)] | _Name
 
 
 class InputSpec(Options):
     """One input of a torch model."""
 
-    shape: list[int | str] = Field(description="sizes; a name (N) for an axis that may vary")
+    shape: list[_Axis] = Field(description="sizes; a name (N) for an axis that may vary")
     dtype: Literal["float32", "float16", "int64", "int32", "uint8", "int8", "bool"] = "float32"
 
 
@@ -83,7 +87,7 @@ class Model(Options):
     @model_validator(mode="after")
     def _one(self) -> Model:
         if sum(value is not None for value in (self.torch, self.onnx, self.pt2)) != 1:
-            raise ValueError("give exactly one of torch, onnx, pt2")
+            raise ValueError("give exactly one of torch, onnx, pt2 → model: {onnx: model.onnx}, for example")
         return self
 
     @property
@@ -106,13 +110,15 @@ def _plug(value: Any) -> Any:
         if options is None:
             options = {}
         return {"name": name, "options": options if isinstance(options, dict) else {"source": options}}
-    raise ValueError("write a name, or {name: {option: value}}")
+    if isinstance(value, dict) and value:
+        raise ValueError(f"{', '.join(value)} stand in one entry → begin an entry of its own for each, with '- ' or a comma")
+    raise ValueError(f"{shown(value)} is no name → write a name, or {{name: {{option: value}}}}")
 
 
 def _data(value: Any) -> Any:
     kinds = registry.names("datasets")
     if not isinstance(value, dict) or not value:
-        raise ValueError(f"write {{KIND: SOURCE}} with one of {', '.join(kinds)}")
+        raise ValueError(f"{shown(value)} is no data source → write {{KIND: SOURCE}} with one of the kinds {', '.join(kinds)}")
     named = [key for key in value if key in kinds] or [next(iter(value))]
     rest = {key: item for key, item in value.items() if key != named[0]}
     return {"name": named[0], "options": {"source": value[named[0]], **rest}}
@@ -171,12 +177,12 @@ class Gate(Options):
     def _one(self) -> Gate:
         kinds = ("score", "latency", "speedup", "size", "memory", "throughput")
         if sum(getattr(self, name) is not None for name in kinds) != 1:
-            raise ValueError(f"a gate judges exactly one of {', '.join(kinds)}")
+            raise ValueError(f"a gate judges exactly one of {', '.join(kinds)} → write one gate for each demand")
         limits = [name for name in ("max_drop", "min", "max") if getattr(self, name) is not None]
         if (self.score is not None) != (len(limits) == 1):
-            raise ValueError("a score gate, and only that, has exactly one of max_drop, min, max")
+            raise ValueError("a score gate, and only that, has exactly one of max_drop, min, max → {score: NAME, max_drop: 0.01}")
         if (self.latency is not None) != (self.max_ms is not None):
-            raise ValueError("a latency gate has the percentile and max_ms: {latency: p90, max_ms: 5}")
+            raise ValueError("a latency gate has a percentile and max_ms → {latency: p90, max_ms: 5}")
         return self
 
 
@@ -255,88 +261,122 @@ class Recipe(Options):
 
 def load(path: Path) -> Recipe:
     """Read and check a recipe file. Raises RecipeErrors with everything that is wrong in it."""
-    return check(read_yaml(path), path.resolve().parent)
+    return check(read_yaml(path, missing="check the path; `edgeopt init MODEL` writes a recipe"), path.resolve().parent)
 
 
 def check(document: Document, base: Path) -> Recipe:
     """Check a recipe's document; relative paths are below `base`."""
     problems: list[EdgeoptError] = []
+    recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(document.value)
     except ValidationError as error:
-        raise RecipeErrors(problems_of(error, document, Recipe)) from None
-    recipe._base, recipe._file, recipe._document = base.absolute(), document.file, document
-    recipe._targets = tuple(_targets(recipe, document, problems))
-    for split, use in recipe.data.splits().items():
-        _options(document, ("data", split), "datasets", use, (), problems)
-    for index, use in enumerate(recipe.scores):
-        _options(document, ("scores", index), "scores", use, (use.name,), problems)
-    for variant, passes in recipe.variants.items():
-        for index, use in enumerate(passes or []):
-            _options(document, ("variants", variant, index), "passes", use, (use.name,), problems)
+        problems += problems_of(error, document, Recipe)
+    # What names plugs and targets is looked at even then: a user wants to hear of everything at once.
+    for path, room, use in _plugs(document.value):
+        _options(document, path, room, use, problems)
+    uses = _targets(document, base.absolute(), problems)
+    if recipe is None:
+        raise RecipeErrors(in_order(problems))
+    recipe._base, recipe._file, recipe._document, recipe._targets = base.absolute(), document.file, document, tuple(uses)
     problems += _references(recipe, document)
     if problems:
-        raise RecipeErrors(sorted(problems, key=lambda one: (one.place.line or 0, one.place.column or 0) if one.place else (0, 0)))
+        raise RecipeErrors(in_order(problems))
     return recipe
 
 
-def _targets(recipe: Recipe, document: Document, problems: list[EdgeoptError]) -> list[TargetUse]:
+def _plugs(value: Any) -> Iterator[tuple[tuple[str | int, ...], str, PlugUse]]:
+    """Every plug that a recipe names as far as it can be read: its place, room and use."""
+    value = value if isinstance(value, dict) else {}
+    variants = value.get("variants") if isinstance(value.get("variants"), dict) else {}
+    lists: dict[tuple[str | int, ...], tuple[str, Any]] = {("scores",): ("scores", value.get("scores"))}
+    lists |= {("variants", name): ("passes", passes) for name, passes in variants.items()}
+    found: list[tuple[tuple[str | int, ...], str, Any, Any]] = [
+        ((*path, index), room, _plug, item)
+        for path, (room, items) in lists.items()
+        if isinstance(items, list)
+        for index, item in enumerate(items)
+    ]
+    data = value.get("data")
+    found += [(("data", split), "datasets", _data, data[split]) for split in SPLITS if isinstance(data, dict) and split in data]
+    for path, room, read, item in found:
+        with contextlib.suppress(ValueError, ValidationError):  # told by the recipe's own check
+            yield path, room, PlugUse(**read(item))
+
+
+def _options(document: Document, path: tuple[str | int, ...], room: str, use: PlugUse, problems: list[EdgeoptError]) -> None:
+    """Check a plug's name and options."""
+    inner = () if room == "datasets" else (use.name,)
+    try:
+        cls = registry.load(room, use.name)
+        given = document.below((*path, *inner), None)
+        if room != "datasets" and "source" in use.options and "source" not in cls.model_fields and ("source",) not in given.marks:
+            names = ", ".join(cls.model_fields)
+            raise UsageError(
+                f"{shown(use.options['source'])} is no mapping of options",
+                remedy=f"write {{{use.name}: {{option: value}}}}; its options: {names}"
+                if names
+                else f"it has no options: write {use.name}",
+            )
+        cls.model_validate(use.options)
+    except ValidationError as error:
+        problems += problems_of(error, document, cls, (*path, *inner), use.name if room == "datasets" else "source")
+    except EdgeoptError as error:
+        error.place = error.place or document.place((*path, use.name))
+        problems.append(error)
+
+
+def _targets(document: Document, base: Path, problems: list[EdgeoptError]) -> list[TargetUse]:
+    """The targets of a recipe's document, resolved; those that are wrong become problems."""
     found: list[TargetUse] = []
-    for index, value in enumerate(recipe.targets):
-        place = document.place(("targets", index))
+    values = document.value.get("targets") if isinstance(document.value, dict) else None
+    for index, value in enumerate(values if isinstance(values, list) else []):
+        inner = document.below(("targets", index), value)
         try:
-            if isinstance(value, str):
-                use = TargetUse(target=target.load(value, recipe.base, place))
-            elif isinstance(value, dict) and "extends" in value:
-                fields = {key: item for key, item in value.items() if key != "need"}
-                use = TargetUse(target=target.extend(fields, recipe.base, place), need=value.get("need", "measured"))
-            elif isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), dict):
-                [(name, fields)] = value.items()
-                wrong = [key for key in fields if key != "need"]
-                if wrong:
-                    raise UsageError(
-                        f"unknown key '{wrong[0]}'",
-                        place=document.place(("targets", index, name, wrong[0])),
-                        remedy="known here: need; to change a field write {extends: NAME, field: value}",
-                    )
-                use = TargetUse(target=target.load(str(name), recipe.base, place), need=fields.get("need", "measured"))
-            else:
+            use = _target(inner, base)
+            if any(one.target.name == use.target.name for one in found):
                 raise UsageError(
-                    "not a target", place=place, remedy="write a name, a file, {NAME: {need: built}} or {extends: NAME, threads: 1}"
+                    f"the target '{use.target.name}' stands here twice", remedy="remove one, or give it a name: {extends: …, name: …}"
                 )
         except RecipeErrors as error:
             problems += error.problems
-            continue
-        except ValidationError:
-            need = value.get("need") or next(iter(value.values())).get("need")
-            problems.append(UsageError(f"need: '{need}' is not known", place=place, remedy="write measured, built or bundled"))
-            continue
         except EdgeoptError as error:
-            error.place = error.place or place
+            error.place = error.place or inner.place()
             problems.append(error)
-            continue
-        if any(one.target.name == use.target.name for one in found):
-            problems.append(
-                UsageError(f"the target '{use.target.name}' stands here twice", place=place, remedy="give one of them a name of its own")
-            )
-            continue
-        if use.target.compile_on == "device" and use.need == "measured" and not (isinstance(value, dict) and "need" in str(value)):
-            use = TargetUse(target=use.target, need="bundled")
-        found.append(use)
+        else:
+            found.append(use)
     return found
 
 
-def _options(
-    document: Document, path: tuple[str | int, ...], room: str, use: PlugUse, inner: tuple[str, ...], problems: list[EdgeoptError]
-) -> None:
-    try:
-        cls = registry.load(room, use.name)
-        cls.model_validate(use.options)
-    except ValidationError as error:
-        problems += problems_of(error, document, cls, (*path, *inner))
-    except EdgeoptError as error:
-        error.place = document.place((*path, use.name))
-        problems.append(error)
+def _target(document: Document, base: Path) -> TargetUse:
+    """One entry of `targets`: a name, a file, {NAME: {need: built}} or {extends: NAME, field: value}."""
+    value, need = document.value, None
+    if isinstance(value, str):
+        resolved = target.load(value, base, document.place())
+    elif isinstance(value, dict) and "extends" in value:
+        need = _need(value, document, ("need",))
+        resolved = target.extend(document.below((), {key: item for key, item in value.items() if key != "need"}), base)
+    elif isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), dict):
+        [(name, fields)] = value.items()
+        for wrong in (key for key in fields if key != "need"):
+            remedy = "known here: need; to change a field write {extends: NAME, field: value}"
+            raise UsageError(f"unknown key '{wrong}'", place=document.place((name, wrong)), remedy=remedy)
+        need = _need(fields, document, (name, "need"))
+        resolved = target.load(name, base, document.place((name,)))
+    else:
+        written = document.written.get((), "")
+        remedy = "write a name, a file, {NAME: {need: built}} or {extends: NAME, threads: 1}"
+        quoted = f'the name needs quotes: "{written}"' if written else remedy
+        raise UsageError(f"{shown(value, written or None)} is no target", remedy=quoted)
+    return TargetUse(target=resolved, need=need or ("bundled" if resolved.compile_on == "device" else "measured"))
+
+
+def _need(fields: dict[str, Any], document: Document, path: tuple[str, ...]) -> Need | None:
+    known = get_args(Need)
+    if "need" in fields and fields["need"] not in known:
+        given = shown(fields["need"], document.written.get(path))
+        raise UsageError(f"need should be {', '.join(known)}, not {given}", place=document.place(path), remedy=did_you_mean(given, known))
+    return fields.get("need")
 
 
 def _references(recipe: Recipe, document: Document) -> list[EdgeoptError]:
@@ -344,6 +384,8 @@ def _references(recipe: Recipe, document: Document) -> list[EdgeoptError]:
     problems: list[EdgeoptError] = []
     labels = [recipe.score_label(use) for use in recipe.scores]
     known = {"variants": list(recipe.all_variants), "targets": [use.target.name for use in recipe.uses]}
+    if len(recipe.uses) < len(recipe.targets):
+        del known["targets"]  # one of them is wrong: what points at it is not
 
     def wrong(word: str, kind: str, names: list[str], *path: str | int) -> None:
         problems.append(
@@ -352,14 +394,16 @@ def _references(recipe: Recipe, document: Document) -> list[EdgeoptError]:
 
     for index, label in enumerate(labels):
         if label in labels[:index]:
-            problems.append(UsageError(f"two scores are named '{label}'", place=document.place(("scores", index)), remedy="give one a `label`"))
+            remedy = "remove one, or give it a label: {name: {label: …}}"
+            problems.append(UsageError(f"two scores are named '{label}'", place=document.place(("scores", index)), remedy=remedy))
     if recipe.reference and recipe.reference not in recipe.variants:
         wrong(recipe.reference, "variant", list(recipe.variants), "reference")
+    misspelt = [label for label in labels if label not in registry.names("scores")]
     for index, gate in enumerate(recipe.gates):
-        if gate.score is not None and gate.score not in labels:
+        if gate.score is not None and gate.score not in labels and not difflib.get_close_matches(gate.score, misspelt, n=1):
             wrong(gate.score, "score", labels, "gates", index, "score")
         for field, names in known.items():
             for position, word in enumerate(getattr(gate, field) or []):
-                if word not in names and not (field == "targets" and not recipe.uses):
+                if word not in names:
                     wrong(word, field[:-1], names, "gates", index, field, position)
     return problems

@@ -58,24 +58,24 @@ def load(name: str, base: Path, place: Place | None = None) -> Target:
     """A target by the name of a shipped one or by the path of a file below `base`."""
     own = base / name
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        return parse(read_yaml(own, shown=name))
+        return parse(read_yaml(own, shown=name, missing="check the path: it is relative to the recipe's folder"))
     path = folder() / f"{name}.yaml"
     if not path.is_file():
         raise UsageError(f"unknown target '{name}'", place=place, remedy=f"{did_you_mean(name, shipped())} (see `edgeopt targets`)")
     return parse(read_yaml(path))
 
 
-def extend(value: dict[str, Any], base: Path, place: Place) -> Target:
+def extend(document: Document, base: Path) -> Target:
     """An inline target `{extends: NAME, field: value}`."""
-    fields = dict(value)
-    parent = load(str(fields.pop("extends")), base, place)
+    fields = dict(document.value)
+    parent = load(str(fields.pop("extends")), base, document.place(("extends",)))
     changed = {**parent.model_dump(), **fields}
     if "options" in fields and isinstance(fields["options"], dict):
         changed["options"] = {**parent.options, **fields["options"]}
     if "name" not in fields and fields:
         marks = "-".join(f"{key}{value}" for key, value in sorted(fields.items()) if not isinstance(value, dict))
         changed["name"] = f"{parent.name}-{marks or 'custom'}"
-    return parse(Document(place.file, changed, {(): (place.line or 1, place.column or 1)}))
+    return parse(document.below((), changed))
 
 
 def parse(document: Document) -> Target:

@@ -5,13 +5,14 @@ Every walk here sees the bodies of If, Loop and Scan too: real models keep weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import machine, registry
 from edgeopt.core.artifact import Signature, TensorSpec
-from edgeopt.core.errors import UsageError
+from edgeopt.core.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,15 +182,93 @@ def name_axes(model: ModelProto, signature: Signature) -> None:
                 dim.dim_value = size
 
 
-def examples(signature: Signature, seed: int = 0, batch: int = 2, other: int = 16) -> Feeds:
-    """Made-up inputs that fit the signature: small reals, integers 0 and 1."""
+def examples(signature: Signature, seed: int = 0, sizes: Mapping[str, int] | None = None, other: int = 16) -> Feeds:
+    """Made-up inputs that fit the signature: small reals, integers 0 and 1.
+
+    An axis whose size is not given has 2 samples if it is the batch, else `other`.
+    """
     import numpy as np
 
     numbers = np.random.default_rng(seed)
+    known = {signature.batch_symbol: 2, **(sizes or {})}
     feeds: Feeds = {}
     for spec in signature.inputs:
-        shape = [size if isinstance(size, int) else batch if size == signature.batch_symbol else other for size in spec.shape]
+        shape = [size if isinstance(size, int) else known.get(size, other) for size in spec.shape]
         kind = np.dtype(spec.dtype).kind
         array = numbers.integers(0, 2, shape) if kind in "iub" else numbers.standard_normal(shape)
         feeds[spec.name] = np.asarray(array, dtype=spec.dtype)
     return feeds
+
+
+def difference(before: Feeds, after: Feeds) -> str:
+    """Why two runs on the same inputs cannot be of one function, or an empty string; rounding is let pass."""
+    import numpy as np
+
+    for name, one in before.items():
+        if name not in after or after[name].shape != one.shape:
+            return f"output '{name}' has another shape"
+        x, y = one.astype(np.float64), after[name].astype(np.float64)
+        if (np.isfinite(x) != np.isfinite(y)).any():
+            return f"output '{name}' has NaN or infinity elsewhere"
+        x, y = x[np.isfinite(x)], y[np.isfinite(y)]
+        if np.linalg.norm(x - y) > 1e-3 * np.linalg.norm(x) + 1e-6:
+            return f"output '{name}' has other values"
+    return ""
+
+
+def name_nodes(model: ModelProto) -> None:
+    """Give every node, in bodies too, a name of its own: quantizers and people find layers by it."""
+    taken: set[str] = set()
+    for number, node in enumerate(nodes(model)):
+        wanted = node.name or f"{node.op_type}_{number}"
+        name, copy = wanted, 1
+        while name in taken:
+            name, copy = f"{wanted}_{copy}", copy + 1
+        node.name = name
+        taken.add(name)
+
+
+def sort_nodes(graph: GraphProto) -> None:
+    """Put the nodes into an order in which each comes after those it reads from, through its bodies too."""
+    from graphlib import TopologicalSorter
+
+    found = list(graph.node)
+    maker = {name: index for index, node in enumerate(found) for name in node.output if name}
+    order: TopologicalSorter[int] = TopologicalSorter()
+    for index, node in enumerate(found):
+        order.add(index, *sorted({maker[name] for name in reads(node) if name in maker}))
+    ordered = [type(found[index]).FromString(found[index].SerializeToString()) for index in order.static_order()]
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Names of the tensors that a node reads, those that its bodies take from outside included."""
+    found = set(node.input)
+    for body in bodies(node):
+        found |= {value.name for value in body.output}
+        for inner in body.node:
+            found |= reads(inner)
+    return found
+
+
+def matching(patterns: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
+    """The nodes (name to operator type) that some pattern names, by name or type. Raises UsageError for one that names nothing."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        hits = [name for name, kind in kinds.items() if fnmatchcase(name, pattern) or fnmatchcase(kind, pattern)]
+        if not hits:
+            raise UsageError(f"keep: no layer is named or of type '{pattern}'", remedy=did_you_mean(pattern, {*kinds, *kinds.values()}))
+        found |= dict.fromkeys(hits)
+    return list(found)
+
+
+def strip(model: ModelProto) -> None:
+    """Remove what only debugging reads: exporters leave stack traces, with paths of the machine they ran on."""
+    for part in (model, model.graph):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for graph in graphs(model.graph):
+        for entry in (*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+            entry.ClearField("metadata_props")
+            entry.ClearField("doc_string")

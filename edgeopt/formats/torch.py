@@ -10,16 +10,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import machine, registry, usercode
 from edgeopt.core.artifact import Signature, TensorSpec
-from edgeopt.core.errors import EdgeoptError, Place, StepError, UsageError
+from edgeopt.core.errors import EdgeoptError, StepError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     Feeds = dict[str, np.ndarray[Any, Any]]
 
 MAIN, WEIGHTS, CODE = "model.json", "weights.safetensors", "code"
+# Samples in made-up inputs: sizes of 1 would hide what varies.
+EXAMPLES = 2
 # Sizes tried for an axis that may vary and counts no samples: a picture's side, a text's length.
 _SIZES = (64, 224, 32, 16, 128, 8, 512)
 
@@ -79,11 +79,13 @@ def build(factory: str, arguments: Mapping[str, Any], base: Path) -> nn.Module:
     """What the factory returns, on the CPU, ready to infer. Raises UsageError with the user's file and line."""
     torch = _torch()
     function = usercode.load(factory, base)
-    with _blame(f"the factory '{factory}'", base):
-        module = function(**arguments)
+    module = usercode.call(lambda: function(**arguments), f"the factory '{factory}'")
     if not isinstance(module, torch.nn.Module):
-        raise UsageError(f"the factory '{factory}' returned {type(module).__name__}, not a torch.nn.Module", remedy="return the model itself")
-    return module.cpu().eval()
+        raise UsageError(
+            f"the factory '{factory}' returned {type(module).__name__}, not a torch.nn.Module", remedy="return the model itself"
+        )
+    made: nn.Module = module.cpu().eval()
+    return made
 
 
 def load(path: Path) -> nn.Module:
@@ -110,14 +112,16 @@ def load(path: Path) -> nn.Module:
 def create(module: nn.Module, folder: Path, record: Record, base: Path) -> Path:
     """Put a model to rest that `record.factory` built beside the recipe; copies the factory's code."""
     base = base.resolve()
-    files = [path.resolve() for path in usercode.files(record.factory, base)]
-    root = Path(os.path.commonpath([base, *(file.parent for file in files)]))
-    (folder / CODE / base.relative_to(root)).mkdir(parents=True, exist_ok=True)
+    files = [path.resolve() for path in usercode.files(record.factory, base)] if ".py:" in record.factory else []
+    roots = [base, *(file.parent for file in files[:1])]  # packages installed in place stay where they are
+    files = [file for file in files if any(file.is_relative_to(root) for root in roots)]
+    top = Path(os.path.commonpath(roots))
+    (folder / CODE / base.relative_to(top)).mkdir(parents=True, exist_ok=True)
     for file in files:
-        copy = folder / CODE / file.relative_to(root)
+        copy = folder / CODE / file.relative_to(top)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
-    record = replace(record, base=base.relative_to(root).as_posix())
+    record = replace(record, base=base.relative_to(top).as_posix())
     return _write(module, folder, record)
 
 
@@ -140,7 +144,9 @@ def _write(module: nn.Module, folder: Path, record: Record) -> Path:
         if value.shape != got[name].shape or not value.allclose(got[name], rtol=1e-5, atol=1e-6, equal_nan=True):
             again = run(module, given, record.outputs)[name]
             if not value.allclose(again, equal_nan=True):
-                raise UsageError(f"output '{name}' is another one at each call", remedy="the model must not draw random numbers when it infers")
+                raise UsageError(
+                    f"output '{name}' is another one at each call", remedy="the model must not draw random numbers when it infers"
+                )
             raise StepError(
                 f"rebuilt from disk, the model gives another output '{name}'",
                 remedy="keep all that the model learned in parameters and buffers, and build it from the factory's arguments alone",
@@ -219,7 +225,7 @@ def describe(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[
 
 
 def examples(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[str] | None = None) -> list[Tensor]:
-    """Made-up inputs that the model accepts, in order: two samples of small reals, integers 0 and 1."""
+    """Made-up inputs that the model accepts, in order: small reals, integers 0 and 1."""
     return _inputs(inputs, _sizes_that_run(module, inputs, outputs))
 
 
@@ -228,12 +234,12 @@ def _batch(inputs: Sequence[TensorSpec]) -> str | None:
 
 
 def _sizes_that_run(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[str] | None) -> dict[str, int]:
-    """A size for each named axis at which the model runs; at least 2, since sizes of 1 hide what varies."""
+    """A size for each named axis at which the model runs."""
     axes = list(dict.fromkeys(size for spec in inputs for size in spec.shape if isinstance(size, str)))
     others = [axis for axis in axes if axis != _batch(inputs)]
     problem: EdgeoptError | None = None
     for size in _SIZES if others else _SIZES[:1]:
-        sizes = {axis: size if axis in others else 2 for axis in axes}
+        sizes = {axis: size if axis in others else EXAMPLES for axis in axes}
         try:
             _shapes(module, inputs, sizes, outputs)
         except UsageError as error:
@@ -247,17 +253,8 @@ def _shapes(
     module: nn.Module, inputs: Sequence[TensorSpec], sizes: Mapping[str, int], outputs: Sequence[str] | None
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     given = _inputs(inputs, sizes)
-    try:
-        found = arrays(run(module, given, outputs))
-    except EdgeoptError:
-        raise
-    except Exception as error:
-        shown = ", ".join(f"{spec.name} {spec.dtype}{list(one.shape)}" for spec, one in zip(inputs, given, strict=True))
-        raise UsageError(
-            f"the model does not run on {shown}: {type(error).__name__}: {_first_line(error)}",
-            place=_place(error),
-            remedy="correct the shapes and types under `inputs`: a name (N) only for an axis that may really vary",
-        ) from error
+    shown = ", ".join(f"{spec.name} {spec.dtype}{list(one.shape)}" for spec, one in zip(inputs, given, strict=True))
+    found = arrays(usercode.call(lambda: run(module, given, outputs), f"running the model on {shown}"))
     return {name: (str(array.dtype), array.shape) for name, array in found.items()}
 
 
@@ -310,7 +307,9 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         for index, item in enumerate(value):
             yield from _flat(f"{name}_{index}", item)
     elif value is not None:
-        raise UsageError(f"the model returns {type(value).__name__} as '{name}'", remedy="return tensors, or tuples, lists or dicts of them")
+        raise UsageError(
+            f"the model returns {type(value).__name__} as '{name}'", remedy="return tensors, or tuples, lists or dicts of them"
+        )
 
 
 def tensor(array: np.ndarray[Any, Any]) -> Tensor:
@@ -332,31 +331,3 @@ def _torch() -> Any:
     torch = registry.need("torch", "torch")
     torch.set_num_threads(machine.threads())
     return torch
-
-
-@contextmanager
-def _blame(who: str, base: Path) -> Iterator[None]:
-    """Turn what the user's code raises into a UsageError with its file and line."""
-    try:
-        yield
-    except EdgeoptError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"{who} raised {type(error).__name__}: {_first_line(error)}", place=_place(error, base), remedy="run it by itself to mend it"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
-
-
-def _place(error: Exception, base: Path | None = None) -> Place | None:
-    """The innermost line of the user's own code that an exception came through."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        own = path.is_file() and "site-packages" not in path.parts and not path.is_relative_to(Path(__file__).parent.parent)
-        if own and not path.is_relative_to(Path(os.__file__).parent):
-            inside = base is not None and path.resolve().is_relative_to(base.resolve())
-            return Place(str(path.resolve().relative_to(base.resolve())) if inside and base else str(path), frame.lineno)
-    return None

@@ -6,7 +6,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeopt.core import registry, usercode
 from edgeopt.core.artifact import Artifact, TensorSpec
@@ -25,8 +25,10 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 _SAVE = "save them as safetensors: safetensors.torch.save_model(model, 'weights.safetensors')"
 
 
-class ImportTorch(Pass, TorchModel, produces="torch", needs=("torch", "safetensors"), extra="torch"):
+class ImportTorch(Pass, TorchModel, produces="torch", needs=("torch", "safetensors")):
     """Build the torch model with its factory (your own code, which runs), load the weights and check that it comes back from disk."""
+
+    extra: ClassVar[str] = "torch"
 
     def user_files(self, base: Path) -> list[Path]:
         return [*usercode.files(self.factory, base), *([self.weights.locate(base)] if self.weights else [])]
@@ -133,7 +135,8 @@ def load_weights(module: nn.Module, state: State, file: str, ctx: Context) -> No
         if unexpected:
             told.append(f"{len(unexpected)} of no use: {_some([_near(name, missing) for name in unexpected])}")
         raise UsageError(
-            f"{file} does not fit the factory: {'; '.join(told)}", remedy="name the factory and `arguments` that the weights were trained with"
+            f"{file} does not fit the factory: {'; '.join(told)}",
+            remedy="name the factory and `arguments` that the weights were trained with",
         )
     cast = {str(state[name].dtype).removeprefix("torch.") for name in wanted if name in state and state[name].dtype != wanted[name].dtype}
     if cast:

@@ -2,8 +2,9 @@
 
 What is measured is what is shipped, so this room imports the standard library, numpy and one runtime,
 and nothing else of edgeopt. `python -m edgeopt.runner serve` answers frames on stdin (`serve`); each
-runtime is one module with `open(path, *, threads, requests, options, execution) -> Session`. A module
-that is not here is looked up among installed entry points of the group `edgeopt.runner`.
+runtime is one module with `library()`, which imports the runtime, and
+`open(path, *, threads, requests, options, execution) -> Session`. A name that is not in RUNTIMES is
+looked up among installed entry points of the group `edgeopt.runner`, whose values are modules.
 """
 
 from __future__ import annotations

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from edgeopt.runner import Feeds
 
 
+def library() -> None:
+    """There is none to import."""
+
+
 def open(path: Path, *, threads: int, requests: int | str, options: dict[str, Any], execution: dict[str, str]) -> NullSession:
     """Open a `null.json`: {"inputs": [[name, dtype, shape], …], "outputs": […]}."""
     return NullSession(json.loads(path.read_text()), 1 if requests == "auto" else int(requests))

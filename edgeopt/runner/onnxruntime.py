@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeopt.runner import Port, Problem
 
-# From 1.29 on onnxruntime writes a device id below ~/.cache and reports to its maker unless this stands before the import.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime as ort
-
 if TYPE_CHECKING:
+    import onnxruntime
+
     from edgeopt.runner import Feeds
 
-LEVELS = {
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
+LEVELS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC", "off": "ORT_DISABLE_ALL"}
 # Operators that move or re-represent data, or only hold other nodes; their fused QLinear and Nhwc forms included.
 _MOVES = re.compile(
     r"""(Dynamic)?QuantizeLinear|DequantizeLinear|Cast(Like)?|Identity|Dropout|Shape|Size|Reshape|Flatten|Squeeze|Unsqueeze|Transpose
@@ -39,6 +33,15 @@ _FLOATS = {"float": "fp32", "double": "fp32", "float16": "fp16", "bfloat16": "bf
 _NUMPY = {"float": "float32", "double": "float64"}
 _NUMPY |= {name: name for name in ("float16", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))}
 _PROFILED_RUNS = 5
+
+
+def library() -> ModuleType:
+    """onnxruntime, imported without its telemetry.
+
+    From 1.29 on it writes a device id below ~/.cache and reports to its maker unless this stands in the environment before the import.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    return importlib.import_module("onnxruntime")
 
 
 def open(path: Path, *, threads: int, requests: int | str, options: dict[str, Any], execution: dict[str, str]) -> OnnxruntimeSession:
@@ -73,11 +76,12 @@ class OnnxruntimeSession:
             for port in self.outputs:
                 binding.bind_output(port.name, "cpu")
 
-    def _open(self, profile: str = "") -> ort.InferenceSession:
+    def _open(self, profile: str = "") -> onnxruntime.InferenceSession:
+        ort = library()
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self._threads
         settings.inter_op_num_threads = 1
-        settings.graph_optimization_level = LEVELS[self._level]
+        settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[self._level])
         settings.log_severity_level = 3
         settings.enable_profiling = bool(profile)
         settings.profile_file_prefix = profile
@@ -116,7 +120,12 @@ class OnnxruntimeSession:
         for event in self._nodes(feeds, 1).values():
             if (precision := _precision(event[0]["args"])) in counts:
                 counts[precision] += 1
-        return {"runtime": f"onnxruntime {ort.__version__}", "precision": counts, "layers": sum(counts.values()), "threads": self._threads}
+        return {
+            "runtime": f"onnxruntime {library().__version__}",
+            "precision": counts,
+            "layers": sum(counts.values()),
+            "threads": self._threads,
+        }
 
     def profile(self, feeds: Feeds) -> list[dict[str, Any]]:
         rows = []

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeopt.runner import Port, Problem
 
-# OpenVINO's converter reports to its maker through this package; without it, it takes its own silent stub.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
-import openvino as ov  # noqa: E402 (after the switch above)
-
 if TYPE_CHECKING:
+    import openvino
+
     from edgeopt.runner import Feeds
 
 # Where edgeopt keeps the signature in the model's runtime info.
@@ -30,21 +29,29 @@ _MOVES = re.compile(
     |Memory(In|Out)put|ReadValue(WithSubgraph)?|Assign|If|TensorIterator|Loop""",
     re.VERBOSE,
 )
-_PRECISIONS = {"u8": "int8", "i8": "int8", "u4": "int8", "i4": "int8", "bf16": "bf16", "f16": "fp16", "fp16": "fp16"}
-_PRECISIONS |= {"f32": "fp32", "fp32": "fp32", "f64": "fp32"}
+_PRECISIONS = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "fp16", "f32": "fp32", "f64": "fp32"}
 _NUMPY = {"f16": "float16", "f32": "float32", "f64": "float64", "boolean": "bool"}
 _NUMPY |= {f"{sign}{bits}": f"{'u' * (sign == 'u')}int{bits}" for sign in "iu" for bits in (8, 16, 32, 64)}
+_TOLD = ("layerType", "primitiveType", "originalLayersNames")
 _PROFILED_RUNS = 5
+
+
+def library() -> ModuleType:
+    """OpenVINO, imported without its telemetry: its converter, which reports to its maker, takes its own silent stub then."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module("openvino")
 
 
 def open(path: Path, *, threads: int, requests: int | str, options: dict[str, Any], execution: dict[str, str]) -> OpenvinoSession:
     """Open an IR (or an ONNX file). Raises a Problem when OpenVINO cannot run it.
 
-    Precision is always said: the default of a CPU with bf16 is bf16. One request means one stream over all threads (least latency);
-    "auto" as many streams and requests as OpenVINO finds best for throughput.
+    Precision is always said: by default OpenVINO takes bf16 where the CPU has it, and quantizes activations
+    on the fly before weights that are stored in 8 bit. One request means one stream over all threads, for
+    the least latency; "auto" as many streams and requests as OpenVINO finds best for throughput.
     """
     config = {
         "INFERENCE_PRECISION_HINT": execution.get("float", "f32"),
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY" if requests == 1 else "THROUGHPUT",
     }
@@ -55,10 +62,10 @@ def open(path: Path, *, threads: int, requests: int | str, options: dict[str, An
     return OpenvinoSession(path, config, requests)
 
 
-def read(path: Path) -> ov.Model:
+def read(path: Path) -> openvino.Model:
     """The model behind an IR or an ONNX file. Raises a Problem when OpenVINO cannot read it."""
     try:
-        return ov.Core().read_model(path)
+        return library().Core().read_model(path)
     except RuntimeError as error:
         raise Problem("step", f"openvino cannot read {path.name}: {_cause(error)}", "check the model, or leave this target out") from error
 
@@ -70,7 +77,7 @@ class OpenvinoSession:
         self._path, self._config = path, config
         model = read(path)
         try:
-            self._compiled = ov.Core().compile_model(model, "CPU", config)
+            self._compiled = library().Core().compile_model(model, "CPU", config)
         except RuntimeError as error:
             raise Problem("step", f"openvino cannot compile {path.name}: {_cause(error)}", "leave this target out") from error
         self.inputs, self.outputs = _ports(model, "inputs"), _ports(model, "outputs")
@@ -115,10 +122,10 @@ class OpenvinoSession:
 
     def facts(self, feeds: Feeds) -> dict[str, Any]:
         counts = {"int8": 0, "bf16": 0, "fp16": 0, "fp32": 0}
-        for _, _, precision in self._layers(self._compiled).values():
+        for _, precision in self._layers(self._compiled).values():
             if precision in counts:
                 counts[precision] += 1
-        version = ov.get_version().split("-")[0]
+        version = library().get_version().split("-")[0]
         read_back = {"threads": "INFERENCE_NUM_THREADS", "streams": "NUM_STREAMS"}
         return {
             "runtime": f"openvino {version}",
@@ -135,25 +142,25 @@ class OpenvinoSession:
         for _ in range(_PROFILED_RUNS):
             session.start()
             for entry in session._requests[0].profiling_info:
-                if entry.status == ov.ProfilingInfo.Status.EXECUTED:
+                if entry.status == library().ProfilingInfo.Status.EXECUTED:
                     total[entry.node_name] = total.get(entry.node_name, 0.0) + entry.real_time.total_seconds() * 1e6
-        known = {name: layers.get(name, (name, "", "")) for name in total}
-        return [
-            {"name": name, "type": known[name][1], "precision": known[name][2] or "other", "us": round(us / _PROFILED_RUNS, 1)}
-            for name, us in total.items()
-        ]
+        rows = []
+        for name, us in total.items():
+            kind, precision = layers.get(name, ("", ""))
+            rows.append({"name": name, "type": kind, "precision": precision or "other", "us": round(us / _PROFILED_RUNS, 1)})
+        return rows
 
-    def _layers(self, compiled: ov.CompiledModel) -> dict[str, tuple[str, str, str]]:
-        """Executed layers by name: name, type and, where they compute, precision."""
+    def _layers(self, compiled: openvino.CompiledModel) -> dict[str, tuple[str, str]]:
+        """Type and, where it computes, precision of each executed layer."""
         boolean = self._boolean()
         layers = {}
         for layer in compiled.get_runtime_model().get_ordered_ops():
-            info = layer.get_rt_info()
-            kind, made_of = info["layerType"].astype(str), info["originalLayersNames"].astype(str).split(",")
-            precision = "" if _MOVES.fullmatch(kind) else _PRECISIONS.get(info["runtimePrecision"].astype(str), "")
-            if precision == "int8" and boolean.intersection(made_of):
-                precision = ""
-            layers[layer.friendly_name] = (layer.friendly_name, kind, precision)
+            told = {key: value.astype(str) for key, value in layer.get_rt_info().items() if key in _TOLD}
+            kind, implementation, made_of = (told[key] for key in _TOLD)
+            # The implementation ends in the precision of the data: "jit_avx512_f32". `runtimePrecision` is that of the weights at times.
+            precision = "" if _MOVES.fullmatch(kind) else _PRECISIONS.get(implementation.rpartition("_")[2].lower(), "")
+            logical = precision == "int8" and not boolean.isdisjoint(made_of.split(","))
+            layers[layer.friendly_name] = (kind, "" if logical else precision)
         return layers
 
     def _boolean(self) -> set[str]:
@@ -161,7 +168,7 @@ class OpenvinoSession:
         found = set()
         for op in read(self._path).get_ops():
             ends = [*op.inputs(), *op.outputs()]
-            if any(end.get_element_type() == ov.Type.boolean for end in ends):
+            if any(end.get_element_type().get_type_name() == "boolean" for end in ends):
                 found.add(op.friendly_name)
         return found
 
@@ -169,13 +176,13 @@ class OpenvinoSession:
         del self._views, self._requests, self._compiled
 
 
-def _ports(model: ov.Model, which: str) -> list[Port]:
+def _ports(model: openvino.Model, which: str) -> list[Port]:
     """Names as edgeopt saved them with the model, where it did: a tensor of OpenVINO may have several."""
     noted = json.loads(model.get_rt_info(SIGNATURE).astype(str))[which] if model.has_rt_info(SIGNATURE) else []
     return [_port(port, noted[index]["name"] if index < len(noted) else "", which) for index, port in enumerate(getattr(model, which))]
 
 
-def _port(port: ov.Output, noted: str, which: str) -> Port:
+def _port(port: openvino.Output, noted: str, which: str) -> Port:
     names = port.get_names()
     name = noted if noted in names else min(names, default=port.get_node().friendly_name)
     element = port.element_type.get_type_name()
@@ -192,11 +199,11 @@ def _port(port: ov.Output, noted: str, which: str) -> Port:
 
 
 def _cause(error: RuntimeError) -> str:
-    """The line that says what is wrong, out of a stack of source places."""
-    noise = ("Exception from ", "Check '", "FrontEnd API failed", "Summary:")
-    lines = [
-        line.split(" Check '")[0].removeprefix("-- ")
-        for line in map(str.strip, str(error).splitlines())
-        if line and not line.startswith(noise)
+    """The lines that say what is wrong, out of a stack of source places."""
+    lines = [re.sub(r" ?Check '.*' failed at \S+:$", "", line).strip(" -") for line in str(error).splitlines()]
+    said = [
+        line
+        for line in lines
+        if line and not re.match(r"(Caught exception: )?(Exception from )?src/\S+:\d+:|FrontEnd API failed|Summary:", line)
     ]
-    return ": ".join(lines) or "it gives no reason"
+    return ": ".join(said) or "it gives no reason"

@@ -71,12 +71,12 @@ class Child:
 
     def answer(self, header: dict[str, Any], arrays: Arrays) -> Reply:
         """Do one request. Never raises for what a request or a model can cause."""
-        do = str(header.pop("do", ""))
+        do = str(header.get("do", ""))
         try:
             if do not in REQUESTS:
                 raise Problem("usage", f"no such request: '{do}'", f"known: {', '.join(REQUESTS)}")
             request: Callable[..., Reply] = getattr(self, do)
-            fields, results = request(arrays, **header)
+            fields, results = request(arrays, **{name: value for name, value in header.items() if name != "do"})
         except Exception as error:  # noqa: BLE001 (whatever a runtime raises becomes a reply)
             if not isinstance(error, Problem):
                 traceback.print_exc()
@@ -168,7 +168,7 @@ class Child:
 
 
 def _runtime(backend: str) -> ModuleType:
-    """The module of a runtime; importing it imports the runtime."""
+    """The module of a runtime, with the runtime imported."""
     name = f"edgeopt.runner.{backend}"
     if backend not in RUNTIMES:
         from importlib.metadata import entry_points
@@ -178,7 +178,9 @@ def _runtime(backend: str) -> ModuleType:
             raise Problem("usage", f"no runtime is named '{backend}'", f"known here: {', '.join(RUNTIMES)}")
         name = found[0]
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        module.library()
+        return module
     except ImportError as error:
         remedy = f"pip install 'edgeopt[{_INSTALLED_BY[backend]}]'" if backend in _INSTALLED_BY else "mend or remove that package"
         raise Problem("missing", f"the runtime '{backend}' cannot be imported: {error}", remedy) from error

@@ -79,7 +79,7 @@ def _key(plan: Plan, used: PlanTarget, artifacts: dict[str, str]) -> str:
             "target": used.target.model_dump(mode="json", exclude={"name"}),
             "threads": used.threads,
             "data": plan.data["evaluate"].digest,
-            "scores": [use.model_dump(mode="json") for use in plan.scores],
+            "scores": plan.scores_digest,
             "measure": plan.measure.model_dump(mode="json"),
             "seed": plan.seed,
             "machine": machine.fingerprint()["id"],

@@ -26,6 +26,8 @@ def number(value: float | None, places: int | None = None, *, signed: bool = Fal
         return NONE
     if math.isinf(value):
         return "−∞" if value < 0 else "+∞" if signed else "∞"
+    if places is None and 0 < abs(value) < 1e-4:
+        return f"{value:.1e}".replace("-", "−")
     text = f"{value:{'+' if signed else ''},.{decimals(value) if places is None else places}f}"
     if not text.strip("+-0.,"):
         text = text.lstrip("+-")
@@ -44,10 +46,10 @@ def measured(value: float | None, ci: Interval | None = None, unit: str = "") ->
     return " ".join(filter(None, (f"{number(value)} {unit}".strip(), interval(ci, decimals(value)))))
 
 
-def factor(value: float, ci: Interval | None = None) -> str:
-    """ "2.10× [2.05, 2.16]": two decimals, none from a hundred on."""
+def factor(value: float, ci: Interval | None = None, what: str = "") -> str:
+    """ "2.10× faster [2.05, 2.16]": two decimals, none from a hundred on."""
     places = 2 if value < 100 else 0
-    return f"{number(value, places)}× {interval(ci, places)}".rstrip()
+    return " ".join(filter(None, (f"{number(value, places)}×", what, interval(ci, places))))
 
 
 def megabytes(size_bytes: float | None) -> str:

@@ -8,7 +8,7 @@ from edgeopt import __version__
 from edgeopt.core import digest, registry
 from edgeopt.core.errors import EdgeoptError, Place, RecipeErrors, UsageError
 from edgeopt.core.plan import DataRef, Plan, PlanRow, PlanTarget, Step
-from edgeopt.core.protocols import Backend, Dataset, Pass
+from edgeopt.core.protocols import Backend, Dataset, Pass, Score
 from edgeopt.core.recipe import PlugUse, Recipe
 from edgeopt.core.store import Store
 from edgeopt.core.target import Target
@@ -41,6 +41,7 @@ class _Planner:
                 row = self._row(variant, passes, use.target)
                 if row:
                     rows.append(row)
+        scores = digest.of_value([self._score(index, use) for index, use in enumerate(self.recipe.scores)])
         if self.problems:
             unique = {str(problem): problem for problem in self.problems}
             raise RecipeErrors(list(unique.values()))
@@ -57,6 +58,7 @@ class _Planner:
             targets=[PlanTarget(target=use.target, need=use.need, threads=use.target.thread_count) for use in self.recipe.uses],
             data=self.data,
             scores=self.recipe.scores,
+            scores_digest=scores,
             gates=self.recipe.gates,
             pick=self.recipe.pick,
             measure=self.recipe.measure,
@@ -74,6 +76,18 @@ class _Planner:
             error.place = error.place or place
             self.problems.append(error)
         return DataRef(use=use, digest=digest.of_value(parts), synthetic=source.synthetic)
+
+    def _score(self, index: int, use: PlugUse) -> dict[str, Any]:
+        score: Score = registry.load("scores", use.name).model_validate(use.options)
+        place = self.recipe.place("scores", index, use.name)
+        parts: dict[str, Any] = {"plug": use.name, "options": score.model_dump(mode="json"), "code": registry.source_digest(type(score))}
+        try:
+            parts["packages"] = {package: registry.version(package) for package in score.packages(self.recipe.base)}
+            parts["files"] = self._files(score.user_files(self.recipe.base), place)
+        except EdgeoptError as error:
+            error.place = error.place or place
+            self.problems.append(error)
+        return parts
 
     def _files(self, paths: list[Any], place: Place | None) -> list[str]:
         missing = [path for path in paths if not path.is_file()]

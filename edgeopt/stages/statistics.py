@@ -36,20 +36,37 @@ def percentile_interval(samples: Array, at: float) -> Interval | None:
 
 
 def t_interval(values: Array) -> tuple[float, Interval]:
-    """Mean and Student interval of independent values; lag-1 autocorrelation shrinks the sample size.
+    """Mean and Student interval of a series of block figures that may be autocorrelated.
 
-    The effective size n·(1−r)/(1+r) is that of an AR(1) series (Bayley and Hammersley, 1946).
+    Neighbouring blocks resemble each other, so the series counts for fewer than its length: the
+    effective size is that of Geyer's initial positive sequence estimator (Practical Markov Chain Monte
+    Carlo, 1992), and the variance is corrected for the mean's own share in it.
     """
     count, mean = len(values), float(values.mean())
     if count < 2:
         return mean, (-np.inf, np.inf)
-    centred = values - mean
-    power = float((centred**2).sum())
-    lag = float((centred[1:] * centred[:-1]).sum() / power) if power > 0 else 0.0
-    effective = count * (1 - max(lag, 0.0)) / (1 + max(lag, 0.0))
-    effective = min(max(effective, 2.0), float(count))
-    half = float(special.stdtrit(effective - 1, 0.975)) * float(values.std(ddof=1)) / np.sqrt(effective)
+    spread = float(values.std(ddof=1))
+    if spread == 0:
+        return mean, (mean, mean)
+    inflation = _autocorrelation_time(values - mean)
+    effective = max(count / inflation, 2.5)
+    half = float(special.stdtrit(effective - 1, 0.975)) * spread / np.sqrt(effective) / np.sqrt(1 - min(inflation / count, 0.7))
     return mean, (mean - half, mean + half)
+
+
+def _autocorrelation_time(centred: Array) -> float:
+    """How many blocks count for one independent block; at least 1."""
+    count = len(centred)
+    covariance = np.correlate(centred, centred, "full")[count - 1 :] / count
+    correlation = covariance / covariance[0]
+    total, last = -1.0, np.inf
+    for lag in range(0, count // 2 - 1, 2):
+        pair = float(correlation[lag] + correlation[lag + 1])
+        if pair <= 0:
+            break
+        last = min(last, pair)
+        total += 2 * last
+    return max(total, 1.0)
 
 
 def latency(blocks: list[Array], copy_in_ms: Array, copy_out_ms: Array) -> Latency:

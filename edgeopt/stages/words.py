@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeopt.core.report import FLAGS, GateResult, Report, Row, TargetInfo
 from edgeopt.core.session import Interval, ScoreValue
-from edgeopt.stages.numbers import NONE, count, decimals, interval, measured, number, plain
+from edgeopt.stages.numbers import NONE, count, decimals, factor, interval, measured, number, plain
 
 # Scores that compare with the reference by themselves: their value is the loss, a drop says nothing new.
 AGAINST_REFERENCE = ("agreement", "sqnr")
@@ -35,23 +35,6 @@ class Part:
 
     text: str
     good: bool | None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What to take for one target: the answer, what it gains and costs, and what that rests on."""
-
-    target: str
-    row: Row | None
-    answer: str
-    parts: list[Part]
-    evidence: list[str]
-    doubts: list[str]
-
-    @property
-    def sentence(self) -> str:
-        """The decision in one line: "x86-openvino: take int8: 2.10× faster than fp32 [2.05, 2.16], 3.9× smaller"."""
-        return ": ".join(filter(None, (self.target, self.answer, ", ".join(part.text for part in self.parts))))
 
 
 class Words:
@@ -87,6 +70,20 @@ class Words:
     def reference(self, target: str) -> Row | None:
         return self._reference.get(target)
 
+    def picked(self, target: str) -> Row | None:
+        return self._picked.get(target)
+
+    def foremost(self, target: str, most: int) -> list[Row]:
+        """So many rows of a target at most, those that matter, in the recipe's order."""
+
+        def weight(row: Row) -> tuple[bool, bool, bool, bool, float]:
+            speed = row.latency_ms.p50 if row.latency_ms else float("inf")
+            return not row.picked, row.variant != self.report.reference, not row.qualifies, not row.pareto, speed
+
+        rows = self.rows[target]
+        kept = {id(row) for row in sorted(rows, key=weight)[:most]}
+        return [row for row in rows if id(row) in kept]
+
     def title(self, target: TargetInfo) -> str:
         """ "openvino, latency, 2 threads, batch 1"."""
         return f"{target.backend}, {target.scenario}, {count(target.threads, 'thread')}, batch {target.batch}"
@@ -99,6 +96,10 @@ class Words:
 
     def unit(self, name: str) -> str:
         return "%" if name in self._percent else self._styles[name].unit if name in self._styles else ""
+
+    def rises(self, name: str) -> bool:
+        """Whether a higher value is better."""
+        return name not in self._styles or self._styles[name].higher_is_better
 
     def scaled(self, name: str, value: float) -> float:
         """A score's value in the unit it is told in."""
@@ -121,8 +122,6 @@ class Words:
 
     def drop(self, name: str, drop: float, ci: Interval | None) -> str:
         """ "0.2 points lower [−0.3, +0.7]": positive means worse, the interval in the same direction."""
-        style = self._styles.get(name)
-        falls = style is None or style.higher_is_better
         sign = -1.0 if drop < 0 else 1.0
         value = sign * self.scaled(name, drop)
         places = self._places(name, value, ci)
@@ -132,7 +131,7 @@ class Words:
         bounds = interval((ends[0], ends[1]), places, signed=True) if ends else ""
         if value == 0:
             return f"unchanged {bounds}".strip()
-        way = "lower" if falls == (drop > 0) else "higher"
+        way = "lower" if self.rises(name) == (drop > 0) else "higher"
         return f"{number(value, places)}{self._points(name, value, places)} {way} {bounds}".strip()
 
     def _places(self, name: str, value: float, ci: Interval | None) -> int:
@@ -165,12 +164,12 @@ class Words:
         value, ci, base = row.speedup.value, row.speedup.ci95, self.report.reference
         noun = "the throughput" if self._by_throughput(row) else "the speed"
         if row.speedup.verdict == "faster":
-            return Part(f"{measured(value, None, '×')} faster than {base} {interval(ci, decimals(value, '×'))}", True)
+            return Part(factor(value, ci, f"faster than {base}"), True)
         if row.speedup.verdict == "slower" and min(value, *ci) > 0:
             value, ci = 1 / value, (1 / ci[1], 1 / ci[0])
-            return Part(f"{measured(value, None, '×')} slower than {base} {interval(ci, decimals(value))}", False)
+            return Part(factor(value, ci, f"slower than {base}"), False)
         if row.speedup.verdict == "indistinguishable":
-            return Part(f"{noun} of {base} within noise ({measured(value, ci, '×')})", None)
+            return Part(f"{noun} of {base} within noise ({factor(value, ci)})", None)
         return Part(f"{noun} is not comparable with {base}", None)
 
     def size(self, row: Row) -> Part | None:
@@ -181,8 +180,8 @@ class Words:
         ratio = base.artifact.size_bytes / row.artifact.size_bytes
         if abs(ratio - 1) < 0.005:
             return Part("the same size", None)
-        smaller, factor = ratio > 1, max(ratio, 1 / ratio)
-        return Part(f"{number(factor, 2 if factor < 1.1 else 1 if factor < 100 else 0)}× {'smaller' if smaller else 'larger'}", smaller)
+        smaller, times = ratio > 1, max(ratio, 1 / ratio)
+        return Part(f"{number(times, 2 if times < 1.1 else 1 if times < 100 else 0)}× {'smaller' if smaller else 'larger'}", smaller)
 
     def losses(self, row: Row) -> list[Part]:
         """Each score against the reference in words; those that compare by themselves show their value."""
@@ -227,8 +226,7 @@ class Words:
             return []
         if row.status in ("failed", "unavailable"):
             return [f"{'failed' if row.status == 'failed' else 'not available here'}: {row.reason or 'no reason was given'}"]
-        reasons = [self.judged(gate) for gate in self.gates(row) if gate.verdict == "fail"]
-        reasons += [self.judged(gate) for gate in self._open(row)]
+        reasons = [self.judged(gate) for gate in self.shortfalls(row)]
         reasons += [FLAGS[flag] for flag in ("slower-than-reference", "larger-than-reference", "unstable") if flag in row.flags]
         if row.status in ("built", "bundled"):
             reasons.append(f"{row.status}, not measured here" + (f": {row.reason}" if row.reason else ""))
@@ -242,10 +240,10 @@ class Words:
                 reasons.append(row.reason or "does not qualify")
         return reasons
 
-    def _open(self, row: Row) -> list[GateResult]:
-        """Gates without a verdict, but for those that a row never measured leaves open."""
-        told = ("inconclusive", "not_measured") if row.status == "measured" else ("inconclusive",)
-        return [gate for gate in self.gates(row) if gate.verdict in told]
+    def shortfalls(self, row: Row) -> list[GateResult]:
+        """The gates that a row does not pass, failures first, but for those open because it never ran."""
+        told = ("fail", "inconclusive", "not_measured") if row.status == "measured" else ("fail", "inconclusive")
+        return sorted((gate for gate in self.gates(row) if gate.verdict in told), key=lambda gate: told.index(gate.verdict))
 
     def flags(self, row: Row) -> list[str]:
         """A row's flags in words."""
@@ -272,6 +270,20 @@ class Words:
         value = gate[kind]["max_mb"]
         return f"{kind} at most {number(value, plain(value))} MB"
 
+    def short(self, gate: dict[str, Any]) -> str:
+        """A gate's name in one word: the score, the percentile, speedup, size, memory or throughput."""
+        return str(
+            gate.get("score") or gate.get("latency") or next(kind for kind in ("speedup", "size", "memory", "throughput") if gate.get(kind))
+        )
+
+    def demands(self) -> list[str]:
+        """All gates of the report, each told once, with the targets and variants that it is limited to."""
+        told: dict[str, None] = {}
+        for result in self.report.gates:
+            only = [*(result.gate.get("targets") or []), *(result.gate.get("variants") or [])]
+            told[self.wants(result.gate) + (f" ({', '.join(only)})" if only else "")] = None
+        return list(told)
+
     def got(self, result: GateResult) -> str:
         """What a gate found, in its own unit."""
         gate, value, ci = result.gate, result.got, result.ci95
@@ -283,7 +295,9 @@ class Words:
             return self.score(name, value, ci)
         if gate.get("speedup") and result.variant == self.report.reference:
             return "exempt"
-        unit = "ms" if gate.get("latency") else "×" if gate.get("speedup") else "per s" if gate.get("throughput") else "MB"
+        if gate.get("speedup"):
+            return factor(value, ci)
+        unit = "ms" if gate.get("latency") else "per s" if gate.get("throughput") else "MB"
         return measured(value, ci, unit)
 
     def judged(self, result: GateResult) -> str:
@@ -295,47 +309,3 @@ class Words:
         """ "3/4": gates passed of gates judged."""
         gates = self.gates(row)
         return f"{sum(gate.verdict == 'pass' for gate in gates)}/{len(gates)}" if gates else NONE
-
-    # the decision
-
-    def decision(self, target: str) -> Decision:
-        """What to take for a target."""
-        row = self._picked.get(target)
-        if row is None:
-            return Decision(target, None, self._nothing(target), [], [], [])
-        answer = f"take {row.variant}"
-        if row.variant == self.report.reference:
-            answer += ", the reference: nothing that qualifies beats it"
-        parts = [part for part in (self.speed(row), self.size(row), *self.losses(row)) if part]
-        return Decision(target, row, answer, parts, self._evidence(row), self._doubts(row))
-
-    def _nothing(self, target: str) -> str:
-        rows = self.rows.get(target, [])
-        told: dict[str, list[str]] = defaultdict(list)
-        for row in rows:
-            if row.variant != self.report.reference or row.status in ("failed", "unavailable"):
-                told[self.why_not(row)[0].splitlines()[0]].append(row.variant)
-        clauses = [f"{', '.join(names[:4])}{' …' if len(names) > 4 else ''}: {why}" for why, names in told.items()]
-        more = f"; and {count(len(clauses) - 3, 'other reason')}" if len(clauses) > 3 else ""
-        return "nothing to take" + (": " + "; ".join(clauses[:3]) + more if clauses else "")
-
-    def _evidence(self, row: Row) -> list[str]:
-        target = next((one for one in self.report.targets if one.name == row.target), None)
-        found = []
-        if row.latency_ms:
-            found.append(f"{count(row.latency_ms.samples, 'timing')} in {count(row.latency_ms.blocks, 'block')}")
-        if target and target.noise_percent is not None:
-            found.append(f"two copies of {self.report.reference} read {number(target.noise_percent, 1)} % apart")
-        if row.scores:
-            found.append(f"{count(max(score.samples for score in row.scores.values()), 'sample')} scored")
-        if self.gates(row):
-            found.append(f"{self.passed(row)} gates passed")
-        return found
-
-    def _doubts(self, row: Row) -> list[str]:
-        doubts = [self.judged(gate) for gate in self.gates(row) if gate.verdict == "fail"]
-        doubts += [self.judged(gate) for gate in self._open(row)]
-        doubts += [text for flag, text in zip(row.flags, self.flags(row), strict=True) if not flag.endswith("-than-reference")]
-        if row.latency_ms is None and row.throughput_per_s is None:
-            doubts.append("not measured here: chosen as the last variant listed whose accuracy gates pass")
-        return doubts

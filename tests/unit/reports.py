@@ -250,6 +250,6 @@ def large(count: int = 500) -> Report:
             continue
         p50 = rng.uniform(1.2, 6.5)
         name = f"{'pruned-' if index % 3 else ''}int8-{index // 2:03d}"
-        rows.append(row(name, where, p50, rng.randint(1_000_000, 22_000_000), min(0.983, 0.93 + p50 * 0.01 + rng.uniform(-0.01, 0.01))))
+        rows.append(row(name, where, p50, rng.randint(1_000_000, 22_000_000), min(0.983, 0.95 + p50 * 0.01 + rng.uniform(-0.01, 0.01))))
     gates = [result for one in rows for result in judged(one)]
     return report([target("x86-openvino"), target("x86-onnxruntime", backend="onnxruntime")], settled(rows, gates), gates)

@@ -1,0 +1,83 @@
+"""The command `inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeopt.cli.answer import Answer, rendered
+from edgeopt.cli.commands import json_option
+
+if TYPE_CHECKING:
+    from edgeopt.stages.inspect import Inspection
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path), metavar="MODEL|ARTIFACT|RUN-FOLDER")
+@json_option
+def inspect(path: Path) -> Answer:
+    """Look into a model file (.onnx, .xml, .pt2, .safetensors), an artifact or a run folder. Nothing is run."""
+    from edgeopt.stages.inspect import inspect as stage
+
+    found = stage(path)
+    return Answer(found, lambda: _words(found))
+
+
+def _words(found: Inspection) -> str:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def row(name: str, text: Any) -> None:
+        if text not in (None, "", [], {}):
+            table.add_row(name, escape(str(text)))
+
+    row("format", found.format)
+    row("size", f"{found.size_bytes:,} bytes" + (f" ({found.size_bytes / 1e6:.2f} MB)" if found.size_bytes >= 1e5 else ""))
+    for side in ("inputs", "outputs"):
+        for index, spec in enumerate((found.signature or {}).get(side, [])):
+            row(side if index == 0 else "", f"{spec['name']}: {spec['dtype'] or '?'}[{', '.join(map(str, spec['shape']))}]")
+    row("parameters", f"{found.parameters:,}" if found.parameters is not None else None)
+    row("MACs", f"{found.macs:,} per sample" if found.macs else None)
+    row("stored", ", ".join(f"{count:,} {dtype}" for dtype, count in found.stored.items()))
+    row("operators", ", ".join(f"{name} × {count}" for name, count in found.operators.items()))
+    for name, value in found.facts.items():
+        shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        row(name.replace("_", " "), ", ".join(shown) if isinstance(shown, list) else shown)
+    parts: list[Any] = [f"[bold]{escape(found.path)}[/]", table]
+    if found.history:
+        parts += ["\n[bold]made by[/]", *(_event(event) for event in found.history)]
+    if found.rows:
+        parts += ["", _rows(found.rows)]
+    return rendered(*parts)
+
+
+def _event(event: dict[str, Any]) -> str:
+    from rich.markup import escape
+
+    options = ", ".join(f"{name}: {json.dumps(value)}" for name, value in event["options"].items() if value not in (None, {}, []))
+    return f"  {escape(event['step'])}  {event['seconds']:.1f} s" + (f"  [dim]{escape(options)}[/]" if options else "")
+
+
+def _rows(rows: list[dict[str, Any]]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("variant", "target", "status", "artifact or reason"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        artifact = row["artifact"]["path"] if isinstance(row["artifact"], dict) else row["artifact"]
+        table.add_row(
+            row["variant"],
+            row["target"],
+            row["status"] + (", picked" if row["picked"] else ""),
+            escape(str(artifact or row["reason"] or "")),
+        )
+    return table

@@ -1,0 +1,166 @@
+"""table: a report on the console: a table per target, what falls short and why, then what to take.
+
+Laid out by hand, because all targets share one set of column widths, and fitted to the terminal by
+leaving out first what is least missed: intervals of p50, then further scores, then intervals at all.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from edgeopt.core.report import Report, Row
+from edgeopt.stages.decision import decide
+from edgeopt.stages.numbers import NONE, factor, number
+from edgeopt.stages.words import Words
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+ROWS = 40  # of one target; the pages hold all
+NAMES = 4  # told in one line of what falls short
+GAP = 2
+STYLES = {
+    "take": "bold green",
+    "qualifies": "green",
+    "gate failed": "red",
+    "failed": "bold red",
+    "slower": "red",
+    "larger": "red",
+    "inconclusive": "yellow",
+    "unstable": "yellow",
+    "unavailable": "yellow",
+}
+
+
+def table(report: Report, width: int = 80, coloured: bool = False) -> str:
+    """A report in so many columns. Every mark is a word; colour only underlines it."""
+    from rich.console import Console
+    from rich.text import Text
+
+    words = Words(report)
+    console = Console(
+        width=width,
+        force_terminal=coloured,
+        color_system="standard" if coloured else None,
+        no_color=not coloured,
+        highlight=False,
+        emoji=False,
+    )
+    with console.capture() as capture:
+        for line in _tables(words, width):
+            console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+        for head, text in (*_footnotes(words), *_decisions(words)):
+            for index, part in enumerate(Text(text).wrap(console, max(width - 2, 20))):
+                console.print(Text("  " if index else "") + (_headed(part, head) if not index else part), no_wrap=True)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _tables(words: Words, width: int) -> list[Text]:
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    shown = {target.name: words.foremost(target.name, ROWS) for target in words.report.targets}
+    for detail in range(len(words.scores) + 3):
+        columns = {
+            target.name: _columns(words, shown[target.name], target.scenario == "throughput", detail) for target in words.report.targets
+        }
+        grids = [list(zip(*columns[name], strict=True)) for name in columns]
+        widths = [max(cell_len(cell) for cell in cells) for cells in zip(*(row for grid in grids for row in grid), strict=True)]
+        if sum(widths) + GAP * (len(widths) - 1) <= width:
+            break
+    else:
+        widths[0] -= min(sum(widths) + GAP * (len(widths) - 1) - width, widths[0] - 8)
+    lines: list[Text] = []
+    head = None
+    for target, grid in zip(words.report.targets, grids, strict=True):
+        title = Text(target.name, style="bold").append(f"  {words.title(target)}", style="not bold dim")
+        if target.noise_percent is not None:
+            title.append(f", noise {number(target.noise_percent, 1)} %", style="not bold dim")
+        lines.append(title)
+        if grid[0] != head:
+            head = grid[0]
+            lines.append(_line(grid[0], widths, "dim"))
+        styles = [STYLES.get(words.standing(row), "") for row in shown[target.name]]
+        lines += [_line(cells, widths, style) for cells, style in zip(grid[1:], styles, strict=True)]
+        if hidden := len(words.rows[target.name]) - len(shown[target.name]):
+            lines.append(Text(f"  … and {hidden} more rows, all of them in report.html", style="dim"))
+    return lines
+
+
+def _columns(words: Words, rows: list[Row], throughput: bool, detail: int) -> list[list[str]]:
+    """The columns, head first; each step of `detail` (0: everything) leaves one thing out."""
+    scores = words.scores[: max(1, len(words.scores) - max(0, detail - 1))]
+    bare_p50, bare_speedup = detail >= 1, detail >= len(words.scores) + 1
+
+    def cost(row: Row) -> str:
+        text = words.cost(row).replace(" ms", "").replace(" per s", "")
+        return text.split(" ")[0] if bare_p50 else text
+
+    columns = [
+        ["variant", *(row.variant for row in rows)],
+        ["per s" if throughput else "p50 ms", *map(cost, rows)],
+        ["speed-up", *(factor(row.speedup.value, None if bare_speedup else row.speedup.ci95) if row.speedup else NONE for row in rows)],
+        [
+            "MB",
+            *(
+                number(row.artifact.size_bytes / 1e6, 3 if row.artifact.size_bytes < 1e6 else None) if row.artifact else NONE
+                for row in rows
+            ),
+        ],
+    ]
+    columns += [[name, *(words.of(row, name) for row in rows)] for name in scores]
+    return [*columns, ["gates", *(_standing(words, row) for row in rows)]]
+
+
+def _line(cells: tuple[str, ...], widths: list[int], style: str) -> Text:
+    from rich.cells import set_cell_size
+    from rich.text import Text
+
+    line = Text()
+    last = len(cells) - 1
+    for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        if index == 0 and len(cell) > width:
+            cell = cell[: width - 1] + "…"
+        left = index in (0, 2, last)
+        text = set_cell_size(cell, width) if left else " " * (width - len(cell)) + cell
+        emphasized = index == last or style == "dim" or (style == STYLES["take"] and index == 0)
+        line.append((" " * GAP if index else "") + text, style=style if emphasized else "")
+    return line
+
+
+def _standing(words: Words, row: Row) -> str:
+    """Gates passed of gates judged, and the row's place or the gates that it misses."""
+    standing = words.standing(row)
+    if standing in ("gate failed", "inconclusive"):
+        verdict = "fail" if standing == "gate failed" else "inconclusive"
+        missed = [words.short(gate.gate) for gate in words.gates(row) if gate.verdict == verdict] or [""]
+        standing = f"{'fails' if verdict == 'fail' else 'open:'} {', '.join(missed[:2])}{', …' if len(missed) > 2 else ''}"
+    return standing if words.passed(row) == NONE else f"{words.passed(row)} {standing}"
+
+
+def _footnotes(words: Words) -> list[tuple[str, str]]:
+    """What the gates demand, why some stay open, and why rows are missing: each told once."""
+    lines = [("gates", f"gates: {'; '.join(demands)}")] if (demands := words.demands()) else []
+    told: dict[str, list[str]] = defaultdict(list)
+    for row in words.report.rows:
+        if row.status in ("failed", "unavailable"):
+            told[words.why_not(row)[0].splitlines()[0]].append(f"{row.variant} on {row.target}")
+    for why, names in told.items():
+        more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+        names_told = f"{', '.join(names[:NAMES])}{more}"
+        lines.append((names_told, f"{names_told}: {why}"))
+    reasons = dict.fromkeys(
+        gate.reason for row in words.report.rows for gate in words.shortfalls(row) if gate.reason and gate.verdict != "fail"
+    )
+    return lines + [("open", f"open: {reason}") for reason in list(reasons)[:NAMES]]
+
+
+def _decisions(words: Words) -> list[tuple[str, str]]:
+    found = [decide(words, target.name) for target in words.report.targets]
+    return [("", ""), *((one.target, one.sentence + (f" ({one.doubts[0]})" if one.doubts else "")) for one in found)]
+
+
+def _headed(text: Text, head: str) -> Text:
+    text.stylize("bold", 0, len(head))
+    return text

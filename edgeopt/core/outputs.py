@@ -1,0 +1,80 @@
+"""What scores need of a model's outputs and labels: the one that is judged, a class index, the truth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.core.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+
+def chosen(outputs: dict[str, Array], name: str | None) -> Array:
+    """The output that is judged: the named one, or the first."""
+    if name is None:
+        return next(iter(outputs.values()))
+    if name not in outputs:
+        raise UsageError(f"the model has no output '{name}'", remedy=did_you_mean(name, outputs))
+    return outputs[name]
+
+
+def classes(output: Array) -> Array:
+    """An output as rows of values per class. Raises UsageError when a row has fewer than two."""
+    if output.ndim == 0 or output.shape[-1] < 2:
+        raise UsageError(
+            f"an output of shape {list(output.shape)} has no values per class to take the best of",
+            remedy="choose another with `output`, or use sqnr, mse or a python score",
+        )
+    return output.reshape(-1, output.shape[-1])
+
+
+def class_row(output: Array) -> Array:
+    """The values per class of a sample that has one label."""
+    rows = classes(output)
+    if len(rows) != 1:
+        raise UsageError(
+            f"an output of shape {list(output.shape)} has {len(rows)} rows of values, and a sample has one label",
+            remedy="choose another with `output`, or judge it with a python score",
+        )
+    row: Array = rows[0]
+    return row
+
+
+def class_index(label: Any, count: int) -> int:
+    """A label as the index of one of `count` classes. Raises UsageError for anything else."""
+    import numpy as np
+
+    if label is None:
+        raise UsageError("the sample has no label", remedy="give labels with the data, or use agreement or sqnr, which need none")
+    array = np.asarray(label)
+    if array.size != 1 or array.dtype.kind not in "iufb":
+        shown = f"an array of shape {list(array.shape)}" if array.size != 1 else repr(label)
+        raise UsageError(f"the label is {shown}, not the index of a class", remedy=f"give one whole number, 0 … {count - 1}")
+    value = array.reshape(()).item()
+    if not float(value).is_integer():
+        raise UsageError(f"the label {value} is not a whole number", remedy=f"give the index of the class, 0 … {count - 1}")
+    if not 0 <= value < count:
+        raise UsageError(
+            f"the label {int(value)} is out of range: the model has {count} classes", remedy=f"labels go from 0 to {count - 1}"
+        )
+    return int(value)
+
+
+def difference(output: Array, label: Any) -> Array:
+    """Output minus label, float64. Raises UsageError unless their shapes are the same but for axes of size 1."""
+    import numpy as np
+
+    if label is None:
+        raise UsageError("the sample has no label", remedy="give the true values as labels with the data")
+    truth = np.asarray(label)
+    if truth.dtype.kind not in "iufb":
+        raise UsageError(f"the label {label!r} is not a number", remedy="give the true values as labels")
+    if np.squeeze(truth).shape != np.squeeze(output).shape:
+        raise UsageError(
+            f"the label has the shape {list(truth.shape)}, and the output {list(output.shape)}",
+            remedy="give labels shaped like the output, or choose one with `output`",
+        )
+    return np.squeeze(output).astype(np.float64) - np.squeeze(truth).astype(np.float64)

@@ -1,0 +1,120 @@
+"""The cast of weights and arithmetic to float16; inputs and outputs keep their types."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from edgeopt.core import registry
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import StepError
+from edgeopt.core.protocols import Context, Pass
+from edgeopt.formats import onnx as onnx_format
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
+# Scales of quantized layers stay float: half of their range would be lost.
+_ALWAYS_FLOAT = ["QuantizeLinear", "DequantizeLinear"]
+
+
+class CastFp16(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxruntime"), tolerance_db=30.0):
+    """Cast weights and arithmetic to float16; inputs, outputs and the layers under `keep` stay float32.
+
+    Values beyond ±65504 are cut off; where that breaks the outputs the step fails, and says so.
+    """
+
+    extra: ClassVar[str] = "onnxruntime"
+
+    keep: list[str] = Field(
+        default_factory=list, description="names, operator types or patterns of layers that stay float32: Softmax, head*"
+    )
+
+    def run(self, model: Artifact, ctx: Context) -> Path:
+        float16 = registry.need("onnxruntime.transformers.float16", "onnxruntime")
+        proto = onnx_format.load(model.path)
+        kept = onnx_format.matching(self.keep, {node.name: node.op_type for node in onnx_format.nodes(proto)})
+        _separate(proto)
+        floats = sum(tensor.data_type == tensor.FLOAT for tensor in onnx_format.tensors(proto))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                logging.getLogger(float16.__name__).setLevel(logging.ERROR)
+                cast: ModelProto = float16.convert_float_to_float16(
+                    proto,
+                    keep_io_types=True,
+                    disable_shape_infer=proto.ByteSize() > onnx_format.LARGEST_FILE,
+                    op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_ALWAYS_FLOAT],
+                    node_block_list=kept,
+                )
+            for graph in onnx_format.graphs(cast.graph):
+                _drop_round_trips(graph)
+            onnx_format.sort_nodes(cast.graph)
+            onnx_format.name_nodes(cast)
+            path = onnx_format.save(cast, ctx.folder / onnx_format.MAIN)
+            onnx_format.Onnx().runner(path)
+        except Exception as error:
+            raise StepError(
+                f"this model cannot be cast to float16: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                remedy="name the layers it complains about under `keep`, or leave cast-fp16 out",
+            ) from error
+        left = sum(tensor.data_type == tensor.FLOAT for tensor in onnx_format.tensors(cast))
+        ctx.note("tensors_cast", floats - left)
+        return path
+
+
+def _separate(model: ModelProto) -> None:
+    """Two habits that the caster trips over: weights of bodies that share a name, and outputs that are weights."""
+    from onnx import helper
+
+    seen: set[str] = set()
+    for number, graph in enumerate(onnx_format.graphs(model.graph)):
+        for tensor in graph.initializer:
+            if tensor.name in seen:
+                _rename(graph, tensor.name, f"{tensor.name}_body{number}")
+            seen.add(tensor.name)
+    outputs = {value.name for value in model.graph.output}
+    for tensor in model.graph.initializer:
+        if tensor.name in outputs:
+            name = tensor.name
+            model.graph.node.append(helper.make_node("Identity", [f"{name}_stored"], [name], name=f"{name}_output"))
+            _rename(model.graph, name, f"{name}_stored", outputs=False)
+
+
+def _rename(graph: GraphProto, old: str, new: str, outputs: bool = True) -> None:
+    """Rename a stored tensor wherever the graph and its bodies read it."""
+    for tensor in graph.initializer:
+        if tensor.name == old:
+            tensor.name = new
+    for inner in onnx_format.graphs(graph):
+        for node in inner.node:
+            node.input[:] = [new if name == old else name for name in node.input]
+        if outputs:
+            for value in inner.output:
+                value.name = new if value.name == old else value.name
+
+
+def _drop_round_trips(graph: GraphProto) -> None:
+    """Between two layers that stay float32 the caster goes through float16 and back: read the float32 itself."""
+    source = {node.output[0]: node.input[0] for node in graph.node if _casts(node, "FLOAT16")}
+    for node in graph.node:
+        if _casts(node, "FLOAT") and node.input[0] in source:
+            node.input[0] = source[node.input[0]]
+            node.op_type = "Identity"
+            node.ClearField("attribute")
+    read = {value.name for value in graph.output}.union(*map(onnx_format.reads, graph.node))
+    dead = [node for node in graph.node if node.output[0] in source and node.output[0] not in read]
+    for node in dead:
+        graph.node.remove(node)
+
+
+def _casts(node: NodeProto, kind: str) -> bool:
+    from onnx import TensorProto
+
+    return node.op_type == "Cast" and any(
+        attribute.name == "to" and attribute.i == TensorProto.DataType.Value(kind) for attribute in node.attribute
+    )

@@ -1,0 +1,33 @@
+"""Graph clean-up: constants folded, dead and doubled nodes removed, known patterns fused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from edgeopt.core import registry
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import StepError
+from edgeopt.core.protocols import Context, Pass
+from edgeopt.formats import onnx as onnx_format
+
+
+class Simplify(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxslim")):
+    """Fold constants, drop what nothing reads and fuse known patterns (onnxslim); inputs, outputs and open axes stay."""
+
+    extra: ClassVar[str] = "onnxruntime"
+
+    def run(self, model: Artifact, ctx: Context) -> Path:
+        onnxslim = registry.need("onnxslim", "onnxruntime")
+        proto = onnx_format.load(model.path)
+        inputs, before = list(proto.graph.input), len(proto.graph.node)
+        try:
+            slim = onnxslim.slim(proto)
+        except Exception as error:
+            raise StepError(f"onnxslim cannot simplify this model: {type(error).__name__}: {error}", remedy="leave simplify out") from error
+        # onnxslim drops inputs that nothing reads; callers feed them all the same.
+        del slim.graph.input[:]
+        slim.graph.input.extend(inputs)
+        onnx_format.name_nodes(slim)
+        ctx.note("nodes", [before, len(slim.graph.node)])
+        return onnx_format.save(slim, ctx.folder / onnx_format.MAIN)

@@ -1,0 +1,53 @@
+"""Signal to quantization noise against the reference variant."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from edgeopt.core import outputs as judged
+from edgeopt.core.errors import UsageError
+from edgeopt.core.protocols import Score
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeopt.core.protocols import Feeds
+
+LIMIT_DB = 150.0
+
+
+class Sqnr(Score):
+    """Power of the reference's outputs over the power of the difference, over all samples, in dB; at most 150 either way."""
+
+    unit: ClassVar[str] = "dB"
+    needs_reference: ClassVar[bool] = True
+
+    output: str | None = Field(default=None, description="which output; default: all of them together")
+
+    def sample(self, outputs: Feeds, label: Any, reference: Feeds | None) -> list[float]:
+        """[signal power, noise power]."""
+        import numpy as np
+
+        signal = noise = 0.0
+        for name in [self.output] if self.output else list(outputs):
+            own = judged.chosen(outputs, name).astype(np.float64)
+            other = judged.chosen(reference or {}, name).astype(np.float64)
+            if own.shape != other.shape:
+                raise UsageError(
+                    f"the output '{name}' has the shape {list(own.shape)}, and the reference's {list(other.shape)}",
+                    remedy="choose an output of one shape with `output`, or judge it with a python score",
+                )
+            signal += float(np.square(other).sum())
+            noise += float(np.square(own - other).sum())
+        return [signal, noise]
+
+    def finish(self, samples: np.ndarray[Any, Any]) -> float:
+        signal, noise = (float(total) for total in samples.sum(axis=0))
+        if noise == 0:
+            return LIMIT_DB
+        if signal == 0:
+            return -LIMIT_DB
+        return max(-LIMIT_DB, min(LIMIT_DB, 10 * (math.log10(signal) - math.log10(noise))))

@@ -1,0 +1,118 @@
+"""facts: what stands beside a report's verdicts, as words: steps and their parity, the machine, how to repeat it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from edgeopt.core.report import Report, StepInfo, TargetInfo
+from edgeopt.stages.numbers import NONE, count, number
+
+LONGEST = 1500  # characters of one note; report.json holds all of it
+_MACHINE = {
+    "cpu": "CPU",
+    "cpu_family": "CPU family, model, stepping",
+    "isa": "instruction sets",
+    "arch": "architecture",
+    "cores_visible": "cores visible",
+    "cores_allowed": "cores allowed",
+    "memory_mb": "memory allowed (MB)",
+    "system": "system",
+    "kernel": "kernel",
+    "governor": "clock governor",
+    "container": "container",
+    "virtual": "virtual machine",
+    "id": "fingerprint",
+}
+_CONDITIONS = {
+    "seconds": "measured for (s)",
+    "load_before": "load before",
+    "load_after": "load after",
+    "mhz_before": "clock before (MHz)",
+    "mhz_after": "clock after (MHz)",
+    "steal_percent": "stolen by other machines (%)",
+    "idle_cpu_percent_max": "busiest idle process (% of a core)",
+}
+
+
+def value(given: Any) -> str:
+    """Any JSON value as a few words; long ones are cut and say so."""
+    if given is None:
+        return "unknown"
+    if isinstance(given, bool):
+        return "yes" if given else "no"
+    if isinstance(given, float):
+        return number(given)
+    if isinstance(given, str):
+        text = given
+    elif isinstance(given, (list, tuple)) and all(isinstance(one, (str, int, float, bool)) for one in given):
+        text = ", ".join(value(one) for one in given) or "none"
+    else:
+        text = json.dumps(given, ensure_ascii=False, default=str)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … (all of it in report.json)"
+
+
+def pairs(given: dict[str, Any]) -> str:
+    """ "per_channel: yes; calibrated_on: 256"."""
+    return "; ".join(f"{name}: {value(one)}" for name, one in given.items())
+
+
+def sqnr(step: StepInfo) -> str:
+    """How well a step's outputs agree with those before it, in dB; empty where nobody looked."""
+    found = (step.parity or {}).get("sqnr_db")
+    return "" if found is None else "identical" if found >= 150 else f"{number(found, 1)} dB"
+
+
+def parity(step: StepInfo) -> str:
+    """The same with the least that was asked for, the largest difference and the number of samples."""
+    found, agreed = step.parity or {}, sqnr(step)
+    if not agreed:
+        return ""
+    wanted, largest = found.get("tolerance_db"), found.get("max_abs")
+    agreed += f", at least {number(wanted, 0)} dB asked" if wanted is not None else ""
+    agreed += f"; largest difference {number(largest)}" if largest else ""
+    return agreed + (f" over {count(found['samples'], 'sample')}" if found.get("samples") else "")
+
+
+def machine(report: Report) -> list[tuple[str, str]]:
+    """The machine that measured."""
+    return [(_MACHINE.get(name, name), value(one)) for name, one in report.machine.items()]
+
+
+def conditions(target: TargetInfo) -> list[tuple[str, str]]:
+    """How a target was measured."""
+    found = [("backend", target.backend), ("scenario", target.scenario), ("threads", str(target.threads)), ("batch", str(target.batch))]
+    found.append(("must reach", target.need))
+    if target.noise_percent is not None:
+        found.append(("two copies of the reference apart", f"{number(target.noise_percent, 2)} %"))
+    found += [(_CONDITIONS.get(name, name), value(one)) for name, one in target.conditions.items()]
+    return found + [(name, one) for name, one in (("session", target.session), ("evaluation data", target.data_digest)) if one]
+
+
+def sessions(report: Report) -> tuple[list[str], list[list[str]]]:
+    """How all targets were measured, side by side: the head and the rows of a table."""
+    told = {target.name: dict(conditions(target)) for target in report.targets}
+    names = dict.fromkeys(name for one in told.values() for name in one)
+    return ["measured", *told], [[name, *(one.get(name, NONE) for one in told.values())] for name in names]
+
+
+def origin(report: Report) -> list[tuple[str, str]]:
+    """What the report was made from and when."""
+    recipe = report.recipe
+    return [
+        ("recipe", f"{recipe.name} ({recipe.file})"),
+        ("recipe digest", recipe.digest),
+        ("edgeopt", report.edgeopt),
+        ("written", report.created_at),
+    ]
+
+
+def commands(report: Report) -> list[tuple[str, str]]:
+    """Commands that repeat the run, each with what it does."""
+    recipe = shlex.quote(report.recipe.file)
+    return [
+        (f"edgeopt run {recipe}", "reuses what is in the store"),
+        (f"edgeopt run {recipe} --remeasure", "the same artifacts, measured anew"),
+        ("edgeopt report .", "in this folder: judges the same measurements again"),
+    ]
