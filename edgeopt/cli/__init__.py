@@ -31,6 +31,7 @@ def call(arguments: Sequence[str]) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(COMMANDS, {}, NAME, "_EDGEOPT_COMPLETE", request)
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads every installed package's metadata
     as_json = "--json" in arguments
     answer: Answer | None
     with _sigterm(), _reserved(as_json):

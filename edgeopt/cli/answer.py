@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -54,6 +55,11 @@ def coloured(stream: IO[str] | None = None) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def styled(text: str, **style: Any) -> str:
+    """Text in click's styles, where standard output wants colours."""
+    return click.style(text, **style) if coloured() else text
+
+
 def width() -> int:
     """Columns to lay tables out for: the terminal's, or 100 where there is none."""
     return shutil.get_terminal_size((100, 24)).columns
@@ -75,3 +81,9 @@ def rendered(*parts: Any) -> str:
         for part in parts:
             console.print(part)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def shown(path: Path) -> str:
+    """A path as the user would type it: relative where it lies below the current folder."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeopt.cli.answer import Answer, rendered
+from edgeopt.cli.answer import Answer, rendered, shown
 from edgeopt.cli.commands import json_option
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _words(report: Report, model: Path, output: Path | None) -> str:
                 *_row(row, target),
             ]
     parts += ["", *(f"exit {report.exit_code}: {escape(reason)}" for reason in report.exit_reasons)]
-    return rendered(*parts, *([f"report: {output / 'report.html'}"] if output else []))
+    return rendered(*parts, *([f"report: {shown(output / 'report.html')}"] if output else []))
 
 
 def _row(row: Row, target: TargetInfo) -> list[str]:

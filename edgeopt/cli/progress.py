@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edgeopt.cli.answer import coloured
 from edgeopt.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,20 +27,34 @@ def listen(quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
         yield Quiet()
         return
     lines = Lines(verbose)
-    if not (sys.stderr.isatty() and coloured(sys.stderr)):
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lines
         lines.rest()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True, highlight=False, emoji=False)
-    columns = (TextColumn("  {task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-    with Bars(*columns, console=console, auto_refresh=False, transient=True) as bars:
+    with Bars(*_columns(), console=console, auto_refresh=False, transient=True) as bars:
         live = Live(bars, verbose)
         yield live
         live.rest()
+
+
+def _columns() -> list[Any]:
+    """What is being done; how far, as soon as somebody knows of how much."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.text import Text
+
+    class Bar(BarColumn):
+        def render(self, task: Any) -> Any:
+            return super().render(task) if task.total else Text("…")
+
+    class Count(MofNCompleteColumn):
+        def render(self, task: Any) -> Text:
+            return super().render(task) if task.total else Text("")
+
+    return [TextColumn("  {task.description}"), Bar(20), Count(), TextColumn("{task.fields[text]}")]
 
 
 class Quiet(Progress):
@@ -78,7 +92,7 @@ class Lines(Progress):
         """Tell how many steps were reused since the last line."""
         if self._reused:
             count, self._reused = self._reused, 0
-            self._line(f"  {count} {'step' if count == 1 else 'steps'} reused from the store", "dim")
+            self._line(f"  {count} reused from the store", "dim")
 
     def _line(self, text: str, style: str) -> None:
         sys.stderr.write(text.rstrip() + "\n")
@@ -86,7 +100,7 @@ class Lines(Progress):
 
 
 class Live(Lines):
-    """The same lines above a bar that shows what is being done."""
+    """The same lines, above a line that shows what is being done."""
 
     def __init__(self, bars: Bars, verbose: bool) -> None:
         super().__init__(verbose)

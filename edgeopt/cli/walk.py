@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from edgeopt.cli.answer import Answer, coloured, rendered, width
+from edgeopt.cli.answer import Answer, coloured, rendered, shown, styled, width
 from edgeopt.cli.commands import json_option
 
 if TYPE_CHECKING:
     from edgeopt.core.plan import Plan
     from edgeopt.core.report import Report
+    from edgeopt.stages.build import Build
 
 _PATH = click.Path(path_type=Path)
 _output = click.option(
@@ -40,12 +41,15 @@ def run(recipe: Path, output: Path | None, remeasure: bool, quiet: bool, verbose
     """
     from edgeopt.cli.progress import listen
     from edgeopt.core.recipe import load
-    from edgeopt.stages import run as stage
+    from edgeopt.stages.plan import plan
+    from edgeopt.stages.run import choose_folder
+    from edgeopt.stages.run import run as stage
 
     loaded = load(recipe)
-    folder = stage.choose_folder(loaded.name, output)
+    plan(loaded)  # a recipe that cannot be planned leaves no run folder behind
+    folder = choose_folder(loaded.name, output)
     with listen(quiet, verbose) as progress:
-        report = stage.run(loaded, folder, remeasure=remeasure, progress=progress)
+        report = stage(loaded, folder, remeasure=remeasure, progress=progress)
     return _judged(report, folder)
 
 
@@ -101,14 +105,23 @@ def build(given: Path, output: Path | None, quiet: bool, verbose: bool) -> Answe
 def measure(folder: Path, remeasure: bool, quiet: bool, verbose: bool) -> Answer:
     """Score and time the artifacts of a run folder, all variants of a target together."""
     from edgeopt.cli.progress import listen
+    from edgeopt.core.errors import combine
     from edgeopt.stages.measure import measure as stage
+    from edgeopt.stages.numbers import count
 
     planned, folder = _in_folder(folder)
     with listen(quiet, verbose) as progress:
         sessions = stage(planned, folder, remeasure=remeasure, progress=progress)
-    count = sum(len(session.variants) for session in sessions)
-    text = f"{count} variants measured on {len(sessions)} targets; next: edgeopt report {folder}"
-    return Answer([session.model_dump(mode="json") for session in sessions], text)
+    failed = [(session, one) for session in sessions for one in session.variants if one.error]
+    lines = [f"{one.variant} on {session.target}: failed: {one.error['cause']}" for session, one in failed if one.error]
+    for session in sessions:
+        good = sum(not one.error for one in session.variants)
+        lines.append(f"{session.target}: {count(good, 'variant')} measured")
+    lines.append(
+        f"next: edgeopt report {shown(folder)}" if sessions else "nothing to measure: no target has rows that were built for this machine"
+    )
+    code = combine(int(one.error["exit_code"]) for _, one in failed if one.error)
+    return Answer([session.model_dump(mode="json") for session in sessions], "\n".join(lines), code)
 
 
 @click.command()
@@ -131,7 +144,7 @@ def bundle(folder: Path) -> Answer:
 
     planned, folder = _in_folder(folder)
     paths = stage(planned, folder)
-    return Answer([str(path) for path in paths], "\n".join(map(str, paths)) or "nothing was picked, so there is nothing to bundle")
+    return Answer([str(path) for path in paths], "\n".join(map(shown, paths)) or "nothing was picked, so there is nothing to bundle")
 
 
 def _planned(recipe: Path) -> Plan:
@@ -168,55 +181,48 @@ def _judged(report: Report, folder: Path) -> Answer:
     def words() -> str:
         from edgeopt.cli.table import table
 
-        shown = table(report, width(), coloured())
-        lines = [shown if isinstance(shown, str) else rendered(shown), ""]
+        lines = [table(report, width(), coloured()), ""]
         lines += [f"exit {report.exit_code}: {reason}" for reason in report.exit_reasons]
-        return "\n".join([*lines, f"report: {folder / 'report.html'}"])
+        return "\n".join([*lines, f"report: {shown(folder / 'report.html')}"])
 
     return Answer(report, words, report.exit_code)
 
 
 def _steps(plan: Plan, stored: set[str], output: Path | None) -> str:
-    """Each row's steps in order; what is in the store is said to be so."""
-    from rich.markup import escape
-
-    lines: list[Any] = []
-    total, ready = len(plan.steps), len(stored)
-    lines.append(f"[bold]{escape(plan.name)}[/]: {len(plan.rows)} rows, {total} steps, {ready} of them in the store (marked ·)")
+    """Each row's steps in order; what is in the store is said to be so. Written without rich: planning takes no time."""
+    rows, steps = f"{len(plan.rows)} rows", f"{len(plan.steps)} steps"
+    lines = [f"{styled(plan.name, bold=True)}: {rows}, {steps}, {len(stored)} of them in the store (marked ·)"]
     name_width = max((len(row.variant) for row in plan.rows), default=0)
     for one in plan.targets:
         target, need = one.target, "" if one.need == "measured" else f", need: {one.need}"
         threads = f"{one.threads} thread{'s' if one.threads != 1 else ''}"
-        lines.append(f"\n[bold]{escape(target.name)}[/] ({target.backend}, {threads}, batch {target.batch}, {target.scenario}{need})")
+        title = styled(target.name, bold=True)
+        lines += ["", f"{title} ({target.backend}, {threads}, batch {target.batch}, {target.scenario}{need})"]
         for row in plan.rows_of(target.name):
-            steps = [plan.steps[key] for key in row.steps]
-            names = [f"{'· ' if step.key in stored else ''}{step.plug if step.kind == 'pass' else 'compile'}" for step in steps]
+            made = [plan.steps[key] for key in row.steps]
+            names = [f"{'· ' if step.key in stored else ''}{step.plug if step.kind == 'pass' else 'compile'}" for step in made]
             lines += _folded(f"  {row.variant:<{name_width}}  ", names)
             if row.unavailable:
-                lines.append(f"  {'':<{name_width}}  [yellow]unavailable: {escape(row.unavailable)}[/]")
-    for split, ref in plan.data.items():
-        if ref.synthetic:
-            lines.append(f"\n[yellow]data: {split}: {escape(ref.synthetic)}[/]")
-    if output:
-        lines.append(f"\nplan: {output / 'plan.json'}")
-    return rendered(*lines)
+                lines.append(f"  {'':<{name_width}}  {styled(f'unavailable: {row.unavailable}', fg='yellow')}")
+    for text in dict.fromkeys(ref.synthetic for ref in plan.data.values()):
+        lines += ["", styled(text, fg="yellow")] if text else []
+    lines += ["", f"plan: {shown(output / 'plan.json')}"] if output else []
+    return "\n".join(lines)
 
 
 def _folded(head: str, names: list[str]) -> list[str]:
     """`a → b → c` after a head, broken before an arrow where the line ends."""
-    from rich.markup import escape
-
     lines, line = [], head + names[0]
     for name in names[1:]:
         if len(line) + len(name) + 3 > width():
-            lines.append(escape(line))
+            lines.append(line)
             line = " " * len(head) + "→ " + name
         else:
             line += f" → {name}"
-    return [*lines, escape(line)]
+    return [*lines, line]
 
 
-def _rows(built: Any, folder: Path) -> str:
+def _rows(built: Build, folder: Path) -> str:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -225,6 +231,6 @@ def _rows(built: Any, folder: Path) -> str:
     styles = {"built": "green", "failed": "red", "unavailable": "yellow"}
     for row in built.rows:
         table.add_row(
-            row.variant, row.target, f"[{styles[row.status]}]{row.status}[/]", str(folder / row.artifact) if row.artifact else row.reason
+            row.variant, row.target, f"[{styles[row.status]}]{row.status}[/]", shown(folder / row.artifact) if row.artifact else row.reason
         )
-    return rendered(table, f"\nnext: edgeopt measure {folder}")
+    return rendered(table, f"\nnext: edgeopt measure {shown(folder)}")

@@ -7,6 +7,7 @@ in place (`pip install -e`): its text may change under the same version, so its 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib.util
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from edgeopt.core.errors import Place, UsageError
 
 _INSTALLED = {"site-packages", "dist-packages"}
-_LARGEST_RECORD = 300_000  # bytes; a longer list of installed files belongs to a package named like its import
+_LARGEST_RECORD = 300_000  # bytes that are looked at; a package with a longer list of files is named like its import
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,25 @@ def distribution(name: str) -> str | None:
         metadata.distribution(name)
         return name
     except metadata.PackageNotFoundError:
-        pass
-    line = f"{name}/__init__.py,".encode()
-    for folder in (Path(entry) for entry in sys.path if Path(entry).name in _INSTALLED):
-        for info in sorted(folder.glob("*.dist-info")):
+        marks = (f"\n{name}/__init__.py,".encode(), f"\n{name}.py,".encode())
+        return next((found for found, record in _records() if any(mark in record for mark in marks)), None)
+
+
+@functools.cache
+def _records() -> list[tuple[str, bytes]]:
+    """Each installed distribution with the list of its files, or, where it has that, of its import names as such a list."""
+    found = []
+    for folder in (entry for entry in sys.path if Path(entry).name in _INSTALLED):
+        for info in sorted(Path(folder).glob("*.dist-info")):
+            record = b""
             try:
-                listed = name in (info / "top_level.txt").read_text().split()
+                names = (info / "top_level.txt").read_bytes().split()
+                record = b"".join(b"%s/__init__.py,\n" % name for name in names)
             except OSError:
-                record = info / "RECORD"
-                listed = record.is_file() and record.stat().st_size < _LARGEST_RECORD and line in record.read_bytes()
-            if listed:
-                return info.name.partition("-")[0]
-    return None
+                with contextlib.suppress(OSError), (info / "RECORD").open("rb") as file:
+                    record = file.read(_LARGEST_RECORD)
+            found.append((info.name.partition("-")[0], b"\n" + record))
+    return found
 
 
 def _root(file: Path, name: str) -> Path:

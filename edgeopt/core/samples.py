@@ -92,7 +92,7 @@ def _array(value: Any, what: str) -> Array:
     import numpy as np
 
     try:
-        array = np.array(value, order="C")  # a copy: a generator may fill the same buffer again
+        array = np.array(np.asarray(value), order="C")  # a copy: a generator may fill the same buffer again
     except Exception as error:  # noqa: BLE001 (ragged lists, tensors with gradients, whatever an __array__ may raise)
         text = (str(error).splitlines() or [""])[0][:200]
         raise UsageError(f"{what} is no array: {type(error).__name__}: {text}", remedy="give a numpy array") from None

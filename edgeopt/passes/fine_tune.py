@@ -217,13 +217,13 @@ class _Loss:
         from torch.nn import functional
 
         if self.kind == "mse":
-            truth = self._labels(labels, output)
-            if truth.numel() != output.numel():
+            wanted = self._labels(labels, output)
+            if wanted.numel() != output.numel():
                 raise UsageError(
-                    f"labels of shape {list(truth.shape)} do not fit an output of shape {list(output.shape)}",
+                    f"labels of shape {list(wanted.shape)} do not fit an output of shape {list(output.shape)}",
                     remedy="give labels shaped like the output, or choose one with `output`",
                 )
-            return functional.mse_loss(output, truth.reshape(output.shape).to(output.dtype))
+            return functional.mse_loss(output, wanted.reshape(output.shape).to(output.dtype))
         labelled = all(label is not None for label in labels)
         truth = self._labels(labels, output) if labelled else None
         rows = _rows(output, truth)

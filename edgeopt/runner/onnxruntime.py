@@ -28,6 +28,7 @@ _MOVES = re.compile(
     |Scatter(Elements|ND)|Expand|Tile|Pad|Constant(OfShape)?|Range|OneHot|NonZero|Compress|DepthToSpace|SpaceToDepth|Memcpy\w+|If|Loop|Scan""",
     re.VERBOSE,
 )
+# 8- or 4-bit weights under float data (a model may ask such a node to quantize its data too; the trace does not tell).
 _WEIGHTS_ONLY = frozenset({"MatMulNBits", "MatMulBnb4"})
 _FLOATS = {"float": "fp32", "double": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _NUMPY = {"float": "float32", "double": "float64"}
@@ -83,6 +84,8 @@ class OnnxruntimeSession:
         settings.inter_op_num_threads = 1
         settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[self._level])
         settings.log_severity_level = 3
+        # Unless f32 (1) is asked for, activations are quantized on the fly before weights that are stored in 8 or 4 bit.
+        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         settings.enable_profiling = bool(profile)
         settings.profile_file_prefix = profile
         try:

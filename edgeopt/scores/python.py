@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ class Python(Score):
 
     # The facts of other scores are options here; their fields have names of their own because a
     # field cannot bear the name of a class attribute of its parent.
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(serialize_by_alias=True)
 
     source: str = Field(description="file.py:function or package.module:function")
     higher: bool = Field(default=True, alias="higher_is_better", description="whether a smaller value is a drop")
@@ -75,7 +74,7 @@ class Python(Score):
         function = self._function
         assert function is not None, "ready() comes first"
         value = usercode.call(lambda: function(outputs, label, reference), f"the score {self.source}")
-        values = self._numbers(value)
+        values = _numbers(value, self.source)
         if self._finish is None and len(values) != 1:
             raise UsageError(f"{self.source} returned {len(values)} values", remedy="return one number, or name a `finish` function")
         self._width = self._width or len(values)
@@ -87,7 +86,7 @@ class Python(Score):
         function = self._finish
         if function is None:
             return super().finish(samples)
-        [value, *more] = self._numbers(usercode.call(lambda: function(samples), f"the score {self.finished_by}"))
+        [value, *more] = _numbers(usercode.call(lambda: function(samples), f"the score {self.finished_by}"), str(self.finished_by))
         if more:
             raise UsageError(f"{self.finished_by} returned {1 + len(more)} values", remedy="return one number")
         return value
@@ -95,18 +94,17 @@ class Python(Score):
     def _references(self) -> list[str]:
         return [self.source, *([self.finished_by] if self.finished_by else [])]
 
-    def _numbers(self, value: Any) -> list[float]:
-        """What the user's function returned, as finite floats."""
-        import numpy as np
 
-        try:
-            array = np.asarray(value, dtype=np.float64).reshape(-1)
-        except (TypeError, ValueError):
-            array = np.empty(0)
-        if value is None or not array.size:
-            raise UsageError(
-                f"{self.source} returned {type(value).__name__}, not a number", remedy="return one number, or a list of numbers"
-            )
-        if not all(math.isfinite(one) for one in array):
-            raise UsageError(f"{self.source} returned {float(array[~np.isfinite(array)][0])}", remedy="return finite numbers")
-        return [float(one) for one in array]
+def _numbers(value: Any, source: str) -> list[float]:
+    """What the function `source` returned, as finite floats."""
+    import numpy as np
+
+    try:
+        array = np.asarray(value, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if value is None or not array.size:
+        raise UsageError(f"{source} returned {type(value).__name__}, not a number", remedy="return one number, or a list of numbers")
+    if not np.isfinite(array).all():
+        raise UsageError(f"{source} returned {float(array[~np.isfinite(array)][0])}", remedy="return finite numbers")
+    return [float(one) for one in array]

@@ -19,6 +19,7 @@ from edgeopt.core.protocols import Backend, Context, Pass, stack
 from edgeopt.core.store import Store
 from edgeopt.stages import keys, survey
 from edgeopt.stages.children import Child
+from edgeopt.stages.explain import PARTS
 
 MAX_DB = 150.0
 # A compile must not change the function: below this SQNR something is broken. bf16 keeps 8 bits of mantissa.
@@ -67,6 +68,7 @@ def _run(plan: Plan, step: Step, store: Store, progress: Callable[[int, int, str
         )
         _check_signature(step, model, artifact)
         artifact.write()
+        (scratch / PARTS).write_text(json.dumps(step.parts))
         _check_parity(plan, step, store, model, artifact)
         return artifact.at(store.put("artifacts", step.key, scratch))
 

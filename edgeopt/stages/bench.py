@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core.errors import UsageError
+from edgeopt.core.errors import RecipeErrors, UsageError
 from edgeopt.core.places import Document
 from edgeopt.core.progress import Progress
 from edgeopt.core.recipe import check
@@ -54,7 +54,12 @@ def bench(
         "targets": [_target(name, batch) for name in dict.fromkeys(targets)],
         "measure": {"budget_s": seconds} if seconds else {},
     }
-    recipe = check(Document("bench", value, {}), model.absolute().parent)
+    try:
+        recipe = check(Document("bench", value, {}), model.absolute().parent)
+    except RecipeErrors as error:
+        for problem in error.problems:
+            problem.place = None  # there is no file to look into
+        raise RecipeErrors(error.problems) from None
     return run(recipe, folder, store=store, remeasure=True, progress=progress)
 
 

@@ -11,8 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeopt import __version__
 from edgeopt.core import digest
 from edgeopt.core.artifact import Artifact
@@ -22,7 +20,6 @@ from edgeopt.core.progress import Progress
 from edgeopt.core.protocols import fixed_batch, stack
 from edgeopt.core.report import Report, Row
 from edgeopt.core.store import Store
-from edgeopt.stages import survey
 from edgeopt.stages.build import Build, artifact_of
 from edgeopt.stages.children import Child
 
@@ -110,6 +107,10 @@ def _goldens(used: PlanTarget, artifact: Artifact, folder: Path, store: Store) -
     )
     if found := store.get("goldens", key):
         return found
+    import numpy as np
+
+    from edgeopt.stages import survey
+
     size = fixed_batch(artifact.signature) or 1
     kept = survey.load_samples(folder / "samples.npz")[:2]
     inputs: dict[str, Any] = {}

@@ -19,7 +19,6 @@ from typing import IO, Any, BinaryIO, cast
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import ERRORS, EdgeoptError, MissingError, ResourceError, StepError, UsageError, from_json
 from edgeopt.core.plan import PlanTarget
-from edgeopt.runner import frames
 
 _KINDS = {"usage": UsageError, "missing": MissingError, "resource": ResourceError, "step": StepError}
 
@@ -28,8 +27,6 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
-    "OPENVINO_TELEMETRY_DISABLE": "1",
-    "NNCF_TELEMETRY_DISABLE": "1",
     "ORT_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
@@ -59,6 +56,8 @@ class Child:
 
     def ask(self, do: str, arrays: dict[str, Any] | None = None, **fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Send one request and wait for its reply. Raises the child's error, or StepError when it died."""
+        from edgeopt.runner import frames  # brings numpy, which a cached run does without
+
         stdin, stdout = cast(BinaryIO, self.process.stdin), cast(BinaryIO, self.process.stdout)
         try:
             frames.write(stdin, {"do": do, **fields}, arrays)

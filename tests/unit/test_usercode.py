@@ -48,7 +48,11 @@ def test_a_function_of_an_installed_package_is_loaded(tmp_path: Path) -> None:
 
 
 def test_modules_beside_the_file_and_below_the_base_are_found(tmp_path: Path) -> None:
-    write(tmp_path, shared_by_all="SIZE = 3\n", net__model="import layers_here\nfrom shared_by_all import SIZE\ndef build():\n    return layers_here.n, SIZE\n")
+    write(
+        tmp_path,
+        shared_by_all="SIZE = 3\n",
+        net__model="import layers_here\nfrom shared_by_all import SIZE\ndef build():\n    return layers_here.n, SIZE\n",
+    )
     write(tmp_path, net__layers_here="n = 2\n")
     assert usercode.load("net/model.py:build", tmp_path)() == (2, 3)
 
@@ -142,7 +146,9 @@ def test_an_import_that_raises_names_file_and_line(tmp_path: Path) -> None:
     write(tmp_path, data="import near_three\ndef f(): ...\n", near_three="\n\nraise KeyError('weights')\n")
     error = fails(UsageError, lambda: usercode.load("data.py:f", tmp_path), "importing data.py: KeyError: 'weights'")
     assert error.place and (Path(error.place.file).name, error.place.line) == ("near_three.py", 3)
-    assert not [name for name in sys.modules if name.startswith("edgeopt_user_data") and sys.modules[name].__file__ == str(tmp_path / "data.py")]
+    assert not [
+        name for name in sys.modules if name.startswith("edgeopt_user_data") and sys.modules[name].__file__ == str(tmp_path / "data.py")
+    ]
 
 
 def test_bad_syntax_is_told_with_its_line_without_running(tmp_path: Path) -> None:
@@ -298,13 +304,16 @@ def test_an_exception_in_a_generator_names_the_line(tmp_path: Path) -> None:
 
 def test_a_neighbours_frame_counts_as_the_users(tmp_path: Path) -> None:
     write(tmp_path, near_seven="def g():\n    1 / 0\n")
-    error = fails(UsageError, lambda: usercode.call(loaded(tmp_path, "import near_seven\ndef f():\n    near_seven.g()\n"), "x"), "ZeroDivisionError")
+    error = fails(
+        UsageError, lambda: usercode.call(loaded(tmp_path, "import near_seven\ndef f():\n    near_seven.g()\n"), "x"), "ZeroDivisionError"
+    )
     assert error.place and error.place.file.endswith("near_seven.py") and error.place.line == 2
 
 
 def test_the_frame_of_an_environment_inside_the_users_folder_is_not_the_users(tmp_path: Path) -> None:
-    write(tmp_path / ".venv/lib/python3.11/site-packages", foreign_lib="def g():\n    1 / 0\n")
-    text = f"import sys\nsys.path.insert(0, {str(tmp_path / '.venv/lib/python3.11/site-packages')!r})\nimport foreign_lib\ndef f():\n    foreign_lib.g()\n"
+    installed = tmp_path / ".venv/lib/python3.11/site-packages"
+    write(installed, foreign_lib="def g():\n    1 / 0\n")
+    text = f"import sys\nsys.path.insert(0, {str(installed)!r})\nimport foreign_lib\ndef f():\n    foreign_lib.g()\n"
     error = fails(UsageError, lambda: usercode.call(loaded(tmp_path, text), "x"), "ZeroDivisionError")
     assert error.place and error.place.file.endswith("data.py") and error.place.line == 5
 

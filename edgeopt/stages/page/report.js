@@ -10,6 +10,9 @@
   ];
   const FRAME = { style: { fontSize: "12px", fontFamily: "inherit", color: "var(--soft)", background: "none" } };
 
+  const MARGIN = 52;
+  const MANY = 40;  // marks; from here on only those that matter are named
+
   function scatter(box, target, score) {
     const { label, rises } = target.scores[score] ?? { label: "no score", rises: true };
     const rows = target.rows
@@ -18,27 +21,34 @@
     if (!rows.length) return note(box, "No row has this score.");
     const front = score === 0 ? rows.filter((row) => row.front).sort((a, b) => a.x - b.x || a.y - b.y) : [];
     const ordered = KINDS.flatMap(([kind]) => rows.filter((row) => row.kind === kind));
-    const many = rows.length > 40;
+    const many = rows.length > MANY;
     const figure = Plot.plot({
       ...FRAME, width: box.clientWidth, height: Math.max(300, Math.min(440, box.clientWidth * 0.5)),
-      marginLeft: 52, marginRight: 24, marginTop: 26, marginBottom: 42, insetLeft: 24, insetRight: 36, insetTop: 16, insetBottom: 16,
+      marginLeft: MARGIN, marginRight: 24, marginTop: 26, marginBottom: 42, insetLeft: 24, insetRight: 36, insetTop: 16, insetBottom: 16,
       ariaLabel: `Scatter of ${target.cost} against ${label} on ${target.name}, ${rows.length} variants`,
       x: { label: target.cost, labelAnchor: "center", labelArrow: "none", nice: true, zero: false },
       y: { label: label, labelArrow: "none", nice: true, reverse: !rises, ticks: 6 },
       marks: [
         Plot.gridX({ stroke: "var(--line)", strokeOpacity: 1 }), Plot.gridY({ stroke: "var(--line)", strokeOpacity: 1 }),
-        Plot.line(front, { x: "x", y: "y", curve: target.throughput ? "step-before" : "step-after", stroke: "var(--rule)", strokeWidth: 1.5, strokeDasharray: "5 4" }),
+        Plot.line(front, { x: "x", y: "y", curve: target.throughput ? "step-before" : "step-after", stroke: "var(--mark)", strokeWidth: 1.5, strokeDasharray: "5 4" }),
         Plot.ruleX(ordered, { x: "x", y1: "low", y2: "high", stroke: "var(--mark)", strokeOpacity: many ? 0.25 : 0.7 }),
         Plot.ruleY(ordered, { y: "y", x1: "left", x2: "right", stroke: "var(--mark)", strokeOpacity: many ? 0.25 : 0.7 }),
-        ...KINDS.map(([kind, look]) => Plot.dot(ordered.filter((row) => row.kind === kind), { x: "x", y: "y", ...look, r: many && kind !== "picked" ? 3 : look.r, className: "dots", ariaLabel: "told" })),
-        Plot.text(ordered, { x: "x", y: "y", text: "variant", dx: 10, textAnchor: "start", fill: "var(--ink)", stroke: "var(--paper)", strokeWidth: 3, className: "names", ariaHidden: true }),
-        Plot.tip(ordered, Plot.pointer({ x: "x", y: "y", title: "told", fill: "var(--paper)", stroke: "var(--rule)", fontSize: 12, lineHeight: 1.35, textPadding: 9 })),
+        ...KINDS.map(([kind, look]) => Plot.dot(ordered.filter((row) => row.kind === kind), { x: "x", y: "y", ...look, r: many && kind !== "picked" ? 3 : look.r, className: "dots" })),
+        Plot.text(ordered, { x: "x", y: "y", text: "variant", dx: 10, textAnchor: "start", fill: "var(--ink)", stroke: "var(--paper)", strokeWidth: 3, className: "names" }),
+        Plot.tip(ordered, Plot.pointer({ x: "x", y: "y", title: "told", fill: "var(--paper)", stroke: "var(--rule)", fontSize: 12, lineHeight: 1.35, textPadding: 9, className: "tip" })),
       ],
     });
     box.replaceChildren(figure);
-    const order = KINDS.flatMap(([kind]) => rows.filter((row) => row.kind === kind));
-    untangle(figure, order);
-    walk(figure, order);
+    describe(figure, "group");
+    untangle(figure, ordered);
+    walk(figure, ordered);
+  }
+
+  // What a screen reader hears: the chart's name, and of the scatter its marks (`walk` names them); axes and grids are silent.
+  function describe(figure, role) {
+    figure.setAttribute("role", role);
+    figure.querySelectorAll("[aria-label]").forEach((part) => part.removeAttribute("aria-label"));
+    figure.querySelectorAll(":scope > g:not(.dots)").forEach((part) => part.setAttribute("aria-hidden", true));
   }
 
   // Names that would cover each other or leave the chart step aside or go; what matters most stays.
@@ -46,12 +56,13 @@
     const names = [...figure.querySelectorAll(".names text")];
     const frame = figure.getBoundingClientRect();
     const taken = [...figure.querySelectorAll(".dots > *")].map((dot) => dot.getBoundingClientRect());
-    const free = (box) => box.left >= frame.left && box.right <= frame.right && !taken.some((one) => one.left < box.right && box.left < one.right && one.top < box.bottom && box.top < one.bottom);
+    const free = (box) => box.left >= frame.left + MARGIN && box.right <= frame.right && !taken.some((one) => one.left < box.right && box.left < one.right && one.top < box.bottom && box.top < one.bottom);
     const rank = { picked: 0, reference: 1, qualifies: 2, out: 4 };
     const weight = (row) => rank[row.kind] - (row.front ? 1.5 : 0);
     const places = [["start", 10, 0], ["end", -10, 0], ["start", 8, -13], ["end", -8, -13], ["start", 8, 13], ["end", -8, 13]];
-    order.map((row, index) => [row, names[index]]).sort((a, b) => weight(a[0]) - weight(b[0])).forEach(([, name]) => {
-      if (!name) return;
+    const named = (row) => order.length <= MANY || row.front || row.kind === "picked" || row.kind === "reference";
+    names.forEach((name, index) => named(order[index]) || name.remove());
+    order.map((row, index) => [row, names[index]]).filter(([row]) => named(row)).sort((a, b) => weight(a[0]) - weight(b[0])).forEach(([, name]) => {
       const origin = name.getAttribute("transform");
       for (const [anchor, dx, dy] of places) {
         name.setAttribute("text-anchor", anchor);
@@ -103,13 +114,14 @@
       y: { label: null, domain: rows.map((row) => row.variant), padding: 0.34 },
       marks: [
         Plot.gridX({ stroke: "var(--line)", strokeOpacity: 1, ticks: Math.max(2, Math.floor(box.clientWidth / 120)) }),
-        Plot.axisY({ tickSize: 0, fill: "var(--ink)", textOverflow: "ellipsis-end", lineWidth: left / 12 - 0.6 }),
-        Plot.barX(rows, { x: value, y: "variant", fill: (row) => (row.kind === "picked" ? "var(--accent)" : "var(--bar)"), ariaLabel: (row) => `${row.variant}: ${told(row)}` }),
+        Plot.axisY({ tickSize: 0, fill: "var(--ink)", textOverflow: "ellipsis-end", lineWidth: left / 12 - 1.5 }),
+        Plot.barX(rows, { x: value, y: "variant", fill: (row) => (row.kind === "picked" ? "var(--accent)" : "var(--bar)") }),
         ...(low ? [Plot.ruleY(rows, { y: "variant", x1: low, x2: high, stroke: "var(--ink)", strokeWidth: 2 })] : []),
         ...(tick ? [Plot.tickX(rows.filter((row) => tick(row) != null), { x: tick, y: "variant", stroke: "var(--ink)", strokeWidth: 1.5, insetTop: 3, insetBottom: 3 })] : []),
         Plot.text(rows, { x: (row) => Math.max(value(row), high?.(row) ?? 0, tick?.(row) ?? 0), y: "variant", text: (row) => told(row).replace(/ \[.*/, ""), dx: 6, textAnchor: "start", fill: "var(--ink)" }),
       ],
     });
+    describe(figure, "img");
     box.replaceChildren(figure);
     if (all.length > rows.length) box.append(paragraph(`The ${rows.length} foremost of ${all.length} rows; the table holds all.`));
   }
