@@ -33,7 +33,7 @@ _FACES = {
     "Report": "edgeopt.core.report:Report",
     "Store": "edgeopt.core.store:Store",
 }
-__all__ = ["__version__", *_FACES]  # noqa: PLE0604 (names are strings; they come from the table above)
+__all__ = ["__version__", *_FACES]
 
 if TYPE_CHECKING:
     from edgeopt.core.artifact import Artifact as Artifact

@@ -50,7 +50,7 @@ def _pass(name: str, full: bool = False) -> dict[str, Any]:
     }
     if full:
         facts |= {
-            "description": _dedented(cls.__doc__ or ""),
+            "description": _paragraphs(cls.__doc__ or ""),
             "options": cls.model_json_schema(),
             "data": list(cls.data),
             "needs": {package: registry.version(package) for package in cls.needs},
@@ -62,10 +62,12 @@ def _pass(name: str, full: bool = False) -> dict[str, Any]:
     return facts
 
 
-def _dedented(text: str) -> str:
+def _paragraphs(text: str) -> str:
+    """A docstring whose lines may be broken anew; what is indented in it stays as it is."""
     import inspect
 
-    return inspect.cleandoc(text)
+    found = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(part if "\n " in part or part.startswith(" ") else " ".join(part.split()) for part in found)
 
 
 def _formats(facts: dict[str, Any]) -> str:
@@ -93,7 +95,7 @@ def _listed(found: list[dict[str, Any]]) -> str:
         if facts["reason"]:
             about += ("\n" if about else "") + f"[yellow]{escape(facts['reason'])}[/]"
         table.add_row(escape(facts["name"]), _formats(facts), about)
-    return rendered(table, "\nOptions of one: edgeopt passes NAME. Those that begin with → are put in by edgeopt itself.")
+    return rendered(table, "\nOptions of one: edgeopt passes NAME. Imports (→) and conversions are put in by edgeopt.")
 
 
 def _explained(facts: dict[str, Any]) -> str:

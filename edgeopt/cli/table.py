@@ -6,6 +6,7 @@ leaving out first what is least missed: intervals of p50, then further scores, t
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 ROWS = 40  # of one target; the pages hold all
 NAMES = 4  # told in one line of what falls short
 GAP = 2
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 STYLES = {
     "take": "bold green",
     "qualifies": "green",
@@ -51,8 +53,8 @@ def table(report: Report, width: int = 80, coloured: bool = False) -> str:
         for line in _tables(words, width):
             console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
         for head, text in (*_footnotes(words), *_decisions(words)):
-            for index, part in enumerate(Text(text).wrap(console, max(width - 2, 20))):
-                console.print(Text("  " if index else "") + (_headed(part, head) if not index else part), no_wrap=True)
+            for index, part in enumerate(Text(_clean(text)).wrap(console, max(width - 2, 20))):
+                console.print(Text("  " if index else "") + (_headed(part, _clean(head)) if not index else part), no_wrap=True)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
@@ -74,7 +76,7 @@ def _tables(words: Words, width: int) -> list[Text]:
     lines: list[Text] = []
     head = None
     for target, grid in zip(words.report.targets, grids, strict=True):
-        title = Text(target.name, style="bold").append(f"  {words.title(target)}", style="not bold dim")
+        title = Text(_clean(target.name), style="bold").append(_clean(f"  {words.title(target)}"), style="not bold dim")
         if target.noise_percent is not None:
             title.append(f", noise {number(target.noise_percent, 1)} %", style="not bold dim")
         lines.append(title)
@@ -110,7 +112,8 @@ def _columns(words: Words, rows: list[Row], throughput: bool, detail: int) -> li
         ],
     ]
     columns += [[name, *(words.of(row, name) for row in rows)] for name in scores]
-    return [*columns, ["gates", *(_standing(words, row) for row in rows)]]
+    columns.append(["gates", *(_standing(words, row) for row in rows)])
+    return [[_clean(cell) for cell in column] for column in columns]
 
 
 def _line(cells: tuple[str, ...], widths: list[int], style: str) -> Text:
@@ -159,6 +162,11 @@ def _footnotes(words: Words) -> list[tuple[str, str]]:
 def _decisions(words: Words) -> list[tuple[str, str]]:
     found = [decide(words, target.name) for target in words.report.targets]
     return [("", ""), *((one.target, one.sentence + (f" ({one.doubts[0]})" if one.doubts else "")) for one in found)]
+
+
+def _clean(text: str) -> str:
+    """Text that cannot command the terminal."""
+    return _CONTROL.sub("", text)
 
 
 def _headed(text: Text, head: str) -> Text:

@@ -45,7 +45,7 @@ class Signature:
             if symbol in spec.shape:
                 return spec.shape.index(symbol)
             return 0 if spec.shape and isinstance(spec.shape[0], str) else None
-        return 0 if spec.shape else None
+        return 0 if len(spec.shape) > 1 or spec.shape == (1,) else None
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Signature:

@@ -2,6 +2,7 @@
 
     EdgeoptError
     ├── UsageError        2   recipe, arguments or input data are wrong
+    ├── IncomparableError 4   two runs that were measured differently
     ├── MissingError      5   a package, target or device that is needed is not here
     ├── UntrustedError    6   pickle, path escape, YAML bomb, bad signature
     ├── ResourceError     7   out of disk or memory
@@ -95,6 +96,12 @@ class RecipeErrors(UsageError):
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "problems": [problem.to_json() for problem in self.problems]}
+
+
+class IncomparableError(EdgeoptError):
+    """Two runs of which no figure should be held against the other's."""
+
+    exit_code = EXIT_INCONCLUSIVE
 
 
 class MissingError(EdgeoptError):

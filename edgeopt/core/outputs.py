@@ -63,6 +63,26 @@ def class_index(label: Any, count: int) -> int:
     return int(value)
 
 
+def class_indices(label: Any, count: int, size: int, ignore: int | None) -> Array:
+    """A label as one class index for each of `size` places, int64 [size]; `ignore` may stand in it. Raises UsageError."""
+    import numpy as np
+
+    if label is None:
+        raise UsageError("the sample has no label", remedy="give the class of each place as labels with the data")
+    array = np.asarray(label)
+    if array.dtype.kind not in "iub":
+        raise UsageError(f"the label is {array.dtype}, not the indices of classes", remedy=f"give whole numbers, 0 … {count - 1}")
+    if array.size != size:
+        raise UsageError(
+            f"the label has the shape {list(array.shape)}, and the output has {size} places", remedy="give one class for each place"
+        )
+    indices: Array = array.reshape(-1).astype(np.int64)
+    wrong = indices[((indices < 0) | (indices >= count)) & (indices != ignore)]
+    if len(wrong):
+        raise UsageError(f"the label {wrong[0]} is out of range: there are {count} classes", remedy=f"labels go from 0 to {count - 1}")
+    return indices
+
+
 def difference(output: Array, label: Any) -> Array:
     """Output minus label, float64. Raises UsageError unless their shapes are the same but for axes of size 1."""
     import numpy as np

@@ -6,7 +6,7 @@ JSON Schema from the fields alone, without importing any framework.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -67,7 +67,7 @@ def fixed_batch(signature: Signature) -> int | None:
     """The batch size that the model insists on, or None when its batch axis may vary."""
     if signature.batch_symbol is not None:
         return None
-    sizes = [spec.shape[0] for spec in signature.inputs if len(spec.shape) > 1 or (spec.shape and spec.shape[0] != 1)]
+    sizes = [spec.shape[0] for spec in signature.inputs if len(spec.shape) > 1]
     return int(sizes[0]) if sizes else 1
 
 
@@ -224,7 +224,8 @@ class Score(Options):
     def finish(self, samples: np.ndarray[Any, Any]) -> float:
         """The score over all samples: the mean of the values unless a score knows better.
 
-        `samples` is float64 [samples] or [samples, statistics].
+        `samples` is float64 [samples] or [samples, statistics]. Not a number where these samples cannot
+        tell it, whatever the outputs: all labels of one class, nothing to find.
         """
         return float(samples.mean())
 
@@ -258,11 +259,3 @@ class Backend:
         if asked in self.executions:
             return ""
         return f"this runtime executes {' or '.join(self.executions)} here, not {asked}"
-
-
-def take(samples: Iterable[Sample], count: int | None) -> Iterator[Sample]:
-    """At most `count` samples; all of them without a count."""
-    for index, sample in enumerate(samples):
-        if count is not None and index >= count:
-            return
-        yield sample

@@ -4,95 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib.util
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from edgeopt.core import digest, registry, target
 from edgeopt.core.checks import NAME_PATTERN, in_order, problems_of, shown
-from edgeopt.core.errors import EdgeoptError, MissingError, Place, RecipeErrors, UntrustedError, UsageError, did_you_mean
+from edgeopt.core.errors import EdgeoptError, Place, RecipeErrors, UsageError, did_you_mean
+from edgeopt.core.gate import Gate as Gate
+from edgeopt.core.model import FileRef as FileRef
+from edgeopt.core.model import Model as Model
+from edgeopt.core.model import TorchModel as TorchModel
+from edgeopt.core.model import WeightsRef as WeightsRef
 from edgeopt.core.places import Document, read_yaml
 from edgeopt.core.protocols import SPLITS, Options
 from edgeopt.core.target import Need, Target
 
 _Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-_Axis = Annotated[int, Field(gt=0)] | _Name
-
-
-class InputSpec(Options):
-    """One input of a torch model."""
-
-    shape: list[_Axis] = Field(description="sizes; a name (N) for an axis that may vary")
-    dtype: Literal["float32", "float16", "int64", "int32", "uint8", "int8", "bool"] = "float32"
-
-
-class FileRef(Options):
-    """A file beside the recipe, or inside an installed package."""
-
-    file: str = Field(description="path relative to the recipe, or to the package")
-    package: str | None = Field(default=None, description="import name of an installed package that holds the file")
-
-    def locate(self, base: Path) -> Path:
-        """Where the file should be; the package is found without being imported. It need not exist."""
-        if self.package is None:
-            return base / self.file
-        try:
-            spec = importlib.util.find_spec(self.package)
-        except (ImportError, ValueError):
-            spec = None
-        if spec is None or not spec.submodule_search_locations:
-            raise MissingError(
-                f"the package '{self.package}' is not installed", remedy="install it, or correct the import name under `package`"
-            )
-        folder = Path(next(iter(spec.submodule_search_locations))).resolve()
-        path = folder / self.file
-        if not Path(os.path.normpath(path)).is_relative_to(folder):
-            raise UntrustedError(
-                f"'{self.file}' lies outside the package '{self.package}'", remedy="name a file inside the package's folder"
-            )
-        return path
-
-
-class WeightsRef(FileRef):
-    """Weights: safetensors, or a torch state dict that loads with weights_only."""
-
-    key: str | None = Field(default=None, description="key of the state dict inside a training checkpoint, dots nest")
-
-
-def _file(value: Any) -> Any:
-    return {"file": value} if isinstance(value, str) else value
-
-
-class TorchModel(Options):
-    """A factory function and its weights."""
-
-    factory: str = Field(description="file.py:function or package.module:function, returns the torch.nn.Module")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
-    weights: Annotated[WeightsRef | None, BeforeValidator(_file)] = None
-    inputs: dict[str, InputSpec] = Field(min_length=1, description="the inputs in the order of forward()")
-    outputs: list[_Name] | None = Field(default=None, description="names of the outputs")
-
-
-class Model(Options):
-    """Where the trained model comes from: exactly one of the three."""
-
-    torch: TorchModel | None = None
-    onnx: Annotated[FileRef | None, BeforeValidator(_file)] = None
-    pt2: Annotated[FileRef | None, BeforeValidator(_file)] = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Model:
-        if sum(value is not None for value in (self.torch, self.onnx, self.pt2)) != 1:
-            raise ValueError("give exactly one of torch, onnx, pt2 → model: {onnx: model.onnx}, for example")
-        return self
-
-    @property
-    def kind(self) -> str:
-        return "torch" if self.torch else "onnx" if self.onnx else "pt2"
 
 
 class PlugUse(Options):
@@ -121,6 +51,8 @@ def _data(value: Any) -> Any:
         raise ValueError(f"{shown(value)} is no data source → write {{KIND: SOURCE}} with one of the kinds {', '.join(kinds)}")
     named = [key for key in value if key in kinds] or [next(iter(value))]
     rest = {key: item for key, item in value.items() if key != named[0]}
+    if "source" in rest:
+        raise ValueError(f"'source' stands beside {named[0]}, which is the source → remove it")
     return {"name": named[0], "options": {"source": value[named[0]], **rest}}
 
 
@@ -138,52 +70,6 @@ class Data(Options):
 
     def splits(self) -> dict[str, PlugUse]:
         return {name: use for name in SPLITS if (use := getattr(self, name)) is not None}
-
-
-class SpeedupLimit(Options):
-    min: float = Field(gt=0)
-
-
-class SizeLimit(Options):
-    max_mb: float = Field(gt=0, description="MB are 10⁶ bytes")
-
-
-class RateLimit(Options):
-    min_per_s: float = Field(gt=0)
-
-
-class Gate(Options):
-    """One demand. Rows that fail it do not qualify; `variants` makes it a demand on just those."""
-
-    score: str | None = None
-    max_drop: float | None = Field(default=None, ge=0, description="in the score's own unit, against the reference")
-    min: float | None = None
-    max: float | None = None
-    latency: Literal["p50", "p90", "p95", "p99", "p99.9"] | None = None
-    max_ms: float | None = Field(default=None, gt=0)
-    speedup: SpeedupLimit | None = None
-    size: SizeLimit | None = None
-    memory: SizeLimit | None = None
-    throughput: RateLimit | None = None
-    targets: list[str] | None = None
-    variants: list[str] | None = None
-    inconclusive: Literal["fail", "pass"] = "fail"
-
-    @property
-    def kind(self) -> str:
-        return next(name for name in ("score", "latency", "speedup", "size", "memory", "throughput") if getattr(self, name) is not None)
-
-    @model_validator(mode="after")
-    def _one(self) -> Gate:
-        kinds = ("score", "latency", "speedup", "size", "memory", "throughput")
-        if sum(getattr(self, name) is not None for name in kinds) != 1:
-            raise ValueError(f"a gate judges exactly one of {', '.join(kinds)} → write one gate for each demand")
-        limits = [name for name in ("max_drop", "min", "max") if getattr(self, name) is not None]
-        if (self.score is not None) != (len(limits) == 1):
-            raise ValueError("a score gate, and only that, has exactly one of max_drop, min, max → {score: NAME, max_drop: 0.01}")
-        if (self.latency is not None) != (self.max_ms is not None):
-            raise ValueError("a latency gate has a percentile and max_ms → {latency: p90, max_ms: 5}")
-        return self
 
 
 class Measuring(Options):
@@ -375,7 +261,7 @@ def _need(fields: dict[str, Any], document: Document, path: tuple[str, ...]) -> 
     known = get_args(Need)
     if "need" in fields and fields["need"] not in known:
         given = shown(fields["need"], document.written.get(path))
-        raise UsageError(f"need should be {', '.join(known)}, not {given}", place=document.place(path), remedy=did_you_mean(given, known))
+        raise UsageError(f"need should be {' or '.join(known)}, not {given}", place=document.place(path), remedy=did_you_mean(given, known))
     return fields.get("need")
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from edgeopt.core.errors import UsageError
 from edgeopt.core.protocols import Options
 from edgeopt.core.session import Interval, Latency, ScoreValue, Speedup
 
 Status = Literal["measured", "built", "bundled", "unavailable", "failed"]
 GateVerdict = Literal["pass", "fail", "inconclusive", "not_measured"]
 
-# What flags say to a reader. A row with one of the first two is never picked.
+# What flags say to a reader. A row with one of the first three is never picked.
 FLAGS = {
     "slower-than-reference": "slower than the reference",
     "larger-than-reference": "larger than the reference",
@@ -80,6 +81,7 @@ class Row(Options):
     scores: dict[str, ScoreValue]
     speedup: Speedup | None
     precision: dict[str, int] | None
+    runtime: str | None = Field(default=None, description="the library that executed it, with its version")
     pareto: bool
     qualifies: bool | None
     picked: bool
@@ -127,5 +129,13 @@ class Report(Options):
 
     @staticmethod
     def read(path: Path) -> Report:
+        """The report at a path: a run folder, or its report.json. Raises UsageError when there is none."""
         file = path / "report.json" if path.is_dir() else path
-        return Report.model_validate_json(file.read_text())
+        try:
+            return Report.model_validate_json(file.read_text())
+        except FileNotFoundError:
+            missing = f"{path} holds no report.json" if path.is_dir() else f"no such file or folder: {path}"
+            raise UsageError(missing, remedy="name a run folder that `edgeopt report` was called on, or a report.json") from None
+        except (ValidationError, UnicodeDecodeError):
+            remedy = "name a report.json; `edgeopt report RUN-FOLDER` writes it anew"
+            raise UsageError(f"{file} is no report, or one of another version of edgeopt", remedy=remedy) from None

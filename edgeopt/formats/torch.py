@@ -112,16 +112,19 @@ def load(path: Path) -> nn.Module:
 def create(module: nn.Module, folder: Path, record: Record, base: Path) -> Path:
     """Put a model to rest that `record.factory` built beside the recipe; copies the factory's code."""
     base = base.resolve()
-    files = [path.resolve() for path in usercode.files(record.factory, base)] if ".py:" in record.factory else []
-    roots = [base, *(file.parent for file in files[:1])]  # packages installed in place stay where they are
-    files = [file for file in files if any(file.is_relative_to(root) for root in roots)]
+    roots, files, factory = [base], [], record.factory
+    if ".py:" in factory:  # a package stays where it is installed
+        files = [path.resolve() for path in usercode.files(factory, base)]
+        roots.append(files[0].parent)
+        factory = f"{os.path.relpath(files[0], base)}:{factory.rpartition(':')[2]}"
     top = Path(os.path.commonpath(roots))
     (folder / CODE / base.relative_to(top)).mkdir(parents=True, exist_ok=True)
     for file in files:
-        copy = folder / CODE / file.relative_to(top)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-    record = replace(record, base=base.relative_to(top).as_posix())
+        if any(file.is_relative_to(root) for root in roots):
+            copy = folder / CODE / file.relative_to(top)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    record = replace(record, factory=factory, base=base.relative_to(top).as_posix())
     return _write(module, folder, record)
 
 

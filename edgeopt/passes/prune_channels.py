@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # A group keeps at least this share of its channels: below it fine-tuning seldom brings a model back.
 _LEAST_KEPT = 0.25
+# To come close to the goal, groups may shrink by this factor more than the rest.
+_EVENLY = 1.4
 
 
 class PruneChannels(Pass, accepts="torch", produces="torch", needs=("torch", "torch-pruning"), changes_function=True):
@@ -83,7 +85,7 @@ class PruneChannels(Pass, accepts="torch", produces="torch", needs=("torch", "to
             refused = {}
             for done, group in enumerate(groups):
                 ctx.progress(done, len(groups), f"trying {group.name}")
-                if reason := whole.copy().cut({group.name: group.indices(group.more(0) or 0)}):
+                if reason := whole.copy().cut({group.name: group.indices(group.steps()[0][2])}):
                     refused[group.name] = reason
             if not refused:
                 raise StepError(f"the model cannot be pruned: {problem}", remedy="name the layers that must stay under `keep`")
@@ -91,28 +93,31 @@ class PruneChannels(Pass, accepts="torch", produces="torch", needs=("torch", "to
             groups = [group for group in groups if group.name not in refused]
 
     def _choose(self, whole: _Subject, groups: list[_Group], fixed: dict[str, str]) -> dict[str, list[int]]:
-        """The channels that each group loses: step by step the fullest group, at last the smallest step that suffices."""
+        """The channels that each group loses, so that all shrink evenly and the MACs come close below the goal."""
         macs, sizes = whole.macs(), whole.sizes()
         total = sum(macs.values())
-        lost = dict.fromkeys((group.name for group in groups), 0)
 
-        def share(**changed: int) -> float:
-            return _macs_left(macs, sizes, groups, lost | changed) / total
+        def share(lost: dict[str, int]) -> float:
+            return _macs_left(macs, sizes, groups, lost) / total
 
-        while share() > self.macs:
-            able = [(group, more) for group in groups if (more := group.more(lost[group.name])) is not None]
-            if not able:
-                raise self._unreachable(share(), any(lost.values()), fixed)
-            able.sort(key=lambda one: (one[1] / one[0].units, one[0].cost(lost[one[0].name], one[1])))
-            evenly = 1.2 * able[0][1] / able[0][0].units
-            enough = [
-                (reached, group, more)
-                for group, more in able
-                if more / group.units <= evenly and (reached := share(**{group.name: more})) <= self.macs
-            ]
-            group, more = max(enough, key=lambda one: one[0])[1:] if enough else able[0]
-            lost[group.name] = more
-        return {group.name: group.indices(lost[group.name]) for group in groups if lost[group.name]}
+        steps = sorted(((at, cost, group.name, lost) for group in groups for at, cost, lost in group.steps()), key=lambda step: step[:2])
+        short: dict[str, int] = dict.fromkeys((group.name for group in groups), 0)
+        while steps and share(short | {steps[0][2]: steps[0][3]}) > self.macs:
+            _, _, name, lost = steps.pop(0)
+            short[name] = lost
+        if not steps:
+            raise self._unreachable(share(short), any(short.values()), fixed)
+        # The next step suffices and may go far below the goal: look whether steps soon after it come closer.
+        best = short | {steps[0][2]: steps[0][3]}
+        for at, _, name, lost in steps:
+            trial = short | {name: lost}
+            if at > _EVENLY * steps[0][0]:
+                break
+            if share(trial) > self.macs:
+                short = trial
+            elif share(trial) > share(best):
+                best = trial
+        return {group.name: group.indices(best[group.name]) for group in groups if best[group.name]}
 
     def _unreachable(self, nearest: float, some: bool, fixed: dict[str, str]) -> StepError:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(fixed.items())[:5])
@@ -141,17 +146,15 @@ class _Group:
     outward: dict[str, float]  # output channels
     refusal: str = ""
 
-    @property
-    def least(self) -> int:
-        return max(self.step, math.ceil(self.units * _LEAST_KEPT / self.step) * self.step)
-
-    def more(self, lost: int) -> int | None:
-        """The next larger number of units to lose, which leaves a multiple of the step; None when too few would stay."""
-        kept = (self.units - lost - 1) // self.step * self.step
-        return self.units - kept if kept >= self.least else None
-
-    def cost(self, lost: int, more: int) -> float:
-        return sum(self.scores[lost:more]) / (more - lost)
+    def steps(self) -> list[tuple[float, float, int]]:
+        """(share of units gone halfway through the step, mean importance of what goes, units gone afterwards) of each step."""
+        least = max(self.step, math.ceil(self.units * _LEAST_KEPT / self.step) * self.step)
+        found, lost = [], 0
+        for kept in range((self.units - 1) // self.step * self.step, least - 1, -self.step):
+            gone = self.units - kept
+            found.append(((lost + gone) / 2 / self.units, sum(self.scores[lost:gone]) / (gone - lost), gone))
+            lost = gone
+        return found
 
     def indices(self, count: int) -> list[int]:
         return sorted(way * self.units + unit for way in range(self.ways) for unit in self.order[:count])
@@ -294,7 +297,7 @@ def _describe(graph: Any, group: Any, names: Mapping[Any, str], scores: Tensor |
         outward={name: count / units for name, count in outward.items()},
         refusal=refusal,
     )
-    return made if refusal or made.more(0) is not None else replace(made, refusal=f"only {channels} channels")
+    return made if refusal or made.steps() else replace(made, refusal=f"only {channels} channels")
 
 
 def _rank(scorer: Any, group: Any) -> Tensor | None:

@@ -8,5 +8,11 @@ TABLE = (
     "mse",
     "rmse",
     "mae",
+    "f1",
+    "auc",
+    "map",
+    "miou",
+    "perplexity",
+    "spearman",
     "python",
 )

@@ -6,16 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core.errors import RecipeErrors, UsageError
+from edgeopt.core.artifact import Signature
+from edgeopt.core.errors import EdgeoptError, RecipeErrors, UsageError
 from edgeopt.core.places import Document
 from edgeopt.core.progress import Progress
 from edgeopt.core.recipe import check
 from edgeopt.core.report import Report
 from edgeopt.core.store import Store
+from edgeopt.stages.anatomy import UNNAMED
 from edgeopt.stages.init import slug
+from edgeopt.stages.inspect import inspect
 from edgeopt.stages.run import run
 
 SAMPLES = 16
+IN_MEMORY = "bench"
 
 
 def bench(
@@ -44,6 +48,8 @@ def bench(
         raise UsageError(f"no such file: {model}", remedy="check the path")
     if data and sizes:
         raise UsageError("--data and --size exclude each other", remedy="the data have sizes of their own")
+    if not data:
+        _check_sizes(model, sizes or {})
     source: dict[str, Any] = {"npz": str(data.absolute())} if data else {"random": "normal", "samples": SAMPLES, "sizes": dict(sizes or {})}
     value = {
         "edgeopt": 1,
@@ -55,12 +61,29 @@ def bench(
         "measure": {"budget_s": seconds} if seconds else {},
     }
     try:
-        recipe = check(Document("bench", value, {}), model.absolute().parent)
-    except RecipeErrors as error:
-        for problem in error.problems:
-            problem.place = None  # there is no file to look into
-        raise RecipeErrors(error.problems) from None
-    return run(recipe, folder, store=store, remeasure=True, progress=progress)
+        recipe = check(Document(IN_MEMORY, value, {}), model.absolute().parent)
+        return run(recipe, folder, store=store, remeasure=True, progress=progress)
+    except EdgeoptError as error:
+        raise _unplaced(error) from None
+
+
+def _check_sizes(model: Path, sizes: Mapping[str, int]) -> None:
+    """Random samples need a size for every axis that may vary, but for the batch."""
+    signature = Signature.from_json(inspect(model).signature or {"inputs": [], "outputs": []})
+    for spec in signature.inputs:
+        for axis in spec.shape:
+            if isinstance(axis, str) and axis not in (signature.batch_symbol, UNNAMED, *sizes):
+                cause = f"the axis '{axis}' of input '{spec.name}' may vary, and bench has to know its size"
+                raise UsageError(cause, remedy=f"--size {axis}=20")
+
+
+def _unplaced(error: EdgeoptError) -> EdgeoptError:
+    """An error that does not point into the recipe in memory: there is no file to look into."""
+    problems = error.problems if isinstance(error, RecipeErrors) else [error]
+    for problem in problems:
+        if problem.place and problem.place.file == IN_MEMORY:
+            problem.place = None
+    return RecipeErrors(problems) if isinstance(error, RecipeErrors) else error
 
 
 def _target(name: str, batch: int | None) -> Any:

@@ -9,6 +9,8 @@ from edgeopt.core.report import Row
 from edgeopt.stages.numbers import count, number
 from edgeopt.stages.words import Part, Words
 
+NOISY_PERCENT = 5.0  # an A/A difference that a reader must be told of
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -75,6 +77,12 @@ def _evidence(words: Words, row: Row) -> list[str]:
 def _doubts(words: Words, row: Row) -> list[str]:
     doubts = [words.judged(gate) for gate in words.shortfalls(row)]
     doubts += [text for flag, text in zip(row.flags, words.flags(row), strict=True) if not flag.endswith("-than-reference")]
+    base = words.report.reference
+    if row.variant != base and row.speedup and row.speedup.verdict not in ("faster", "slower"):
+        doubts.append(f"no gain in speed over {base} is proved")
+    noise = next((one.noise_percent for one in words.report.targets if one.name == row.target), None)
+    if noise is not None and noise >= NOISY_PERCENT:
+        doubts.append(f"two copies of {base} read {number(noise, 1)} % apart: the machine was too restless for fine differences")
     if row.latency_ms is None and row.throughput_per_s is None:
         doubts.append("not measured here: chosen as the last variant listed whose accuracy gates pass")
     return doubts

@@ -83,17 +83,7 @@ def _verdict(wanted: float, got: float | None, interval: Interval | None, at_mos
     return "inconclusive", "the 95 % interval holds the limit: more samples or a longer measurement would decide it"
 
 
-def words(gate: dict[str, Any]) -> str:
-    """A gate as one short phrase: `top1 drops at most 0.01`."""
-    if "score" in gate:
-        if "max_drop" in gate:
-            return f"{gate['score']} drops at most {gate['max_drop']:g}"
-        return f"{gate['score']} at least {gate['min']:g}" if "min" in gate else f"{gate['score']} at most {gate['max']:g}"
-    if "latency" in gate:
-        return f"{gate['latency']} at most {gate['max_ms']:g} ms"
-    if "speedup" in gate:
-        return f"at least {gate['speedup']['min']:g}× the reference's speed"
-    if "throughput" in gate:
-        return f"at least {gate['throughput']['min_per_s']:g} per second"
-    kind = "size" if "size" in gate else "memory"
-    return f"{kind} at most {gate[kind]['max_mb']:g} MB"
+def name(gate: dict[str, Any]) -> str:
+    """A gate in one word: its score or percentile, else speedup, size, memory or throughput."""
+    kinds = ("speedup", "size", "memory", "throughput")
+    return str(gate.get("score") or gate.get("latency") or next(kind for kind in kinds if gate.get(kind)))

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from edgeopt.core import registry, target
 from edgeopt.core.errors import EdgeoptError, Place, UsageError, did_you_mean
+from edgeopt.stages.anatomy import UNNAMED
 from edgeopt.stages.inspect import inspect
 
 SAMPLES = 64
@@ -98,15 +97,16 @@ class _Data:
         self.inputs: list[dict[str, Any]] = signature.get("inputs", [])
         first = self.inputs[0]["shape"] if self.inputs else []
         batch = first[0] if first and isinstance(first[0], str) else None
-        self.open = sorted({axis for spec in self.inputs for axis in spec["shape"] if isinstance(axis, str) and axis not in (batch, "?")})
+        self.open = sorted(
+            {axis for spec in self.inputs for axis in spec["shape"] if isinstance(axis, str) and axis not in (batch, UNNAMED)}
+        )
         self.whole = any("int" in (spec["dtype"] or "") for spec in self.inputs)
 
     def lines(self) -> list[str]:
         names = ", ".join(spec["name"] for spec in self.inputs) or "like the inputs"
         extra = f", sizes: {{{', '.join(f'{_scalar(axis)}: 16' for axis in self.open)}}}" if self.open else ""
-        extra += ", high: 1000" if self.whole else ""
         note = ["  # `sizes` fixes the axes that may vary, but for the batch."] if self.open else []
-        note += ["  # Whole numbers are drawn below `high`: the size of the vocabulary."] if self.whole else []
+        note += ["  # Whole numbers are 0 or 1; `high: 1000` draws them below 1000, as large as the vocabulary."] if self.whole else []
         return [
             "data:",
             "  # Random numbers, so that this runs at once: fine for speed and size, without meaning for accuracy.",
@@ -185,6 +185,8 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _scalar(text: str) -> str:
     """A text as YAML, quoted where it has to be."""
+    import yaml
+
     return yaml.safe_dump(text, allow_unicode=True, width=10_000).removesuffix("\n").removesuffix("\n...")
 
 

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
-from edgeopt.core import registry
-from edgeopt.core.artifact import RECORD, Artifact, Signature
+from edgeopt.core.artifact import RECORD, Artifact
 from edgeopt.core.errors import UntrustedError, UsageError
 from edgeopt.core.protocols import Options
+from edgeopt.stages import anatomy
 
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
-
-# Stored tensors of these types are weights; the others are shapes, indices and axes.
-WEIGHTS = ("float", "bfloat", "int8", "uint8", "int4", "uint4", "double")
-MAX_JSON = 500_000_000
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
-# torch.export numbers its dtypes (the schema's ScalarType).
-_TORCH_DTYPES = {
-    1: "uint8",
-    2: "int8",
-    3: "int16",
-    4: "int32",
-    5: "int64",
-    6: "float16",
-    7: "float32",
-    8: "float64",
-    12: "bool",
-    13: "bfloat16",
-}
 
 
 class Inspection(Options):
@@ -66,12 +43,13 @@ def inspect(path: Path) -> Inspection:
             f"{path.name} may be a pickle, which runs code when it is opened",
             remedy="save the weights as safetensors, the model as ONNX or .pt2",
         )
-    readers: dict[str, Callable[[Path], dict[str, Any]]] = {".onnx": _onnx, ".xml": _openvino, ".pt2": _pt2, ".safetensors": _safetensors}
-    if path.suffix.lower() not in readers:
+    reader = anatomy.READERS.get(path.suffix.lower())
+    if reader is None:
         raise UsageError(
-            f"{path.name}: not a kind of file that can be inspected", remedy=f"these can: {', '.join(readers)}, or a folder of edgeopt"
+            f"{path.name}: not a kind of file that can be inspected",
+            remedy=f"these can: {', '.join(anatomy.READERS)}, or a folder of edgeopt",
         )
-    return Inspection(path=str(path), **{"size_bytes": path.stat().st_size, **readers[path.suffix.lower()](path)})
+    return Inspection(path=str(path), **{"size_bytes": path.stat().st_size, **reader(path)})
 
 
 def _folder(path: Path) -> Inspection:
@@ -95,7 +73,7 @@ def _folder(path: Path) -> Inspection:
         "path": str(path),
         "format": artifact.format,
         "size_bytes": artifact.size_bytes,
-        "signature": signature_json(artifact.signature),
+        "signature": anatomy.signature_json(artifact.signature),
         "facts": facts,
         "history": history,
     }
@@ -104,249 +82,15 @@ def _folder(path: Path) -> Inspection:
 
 def _run(path: Path) -> Inspection:
     """What became of each row so far, from the furthest stage that wrote its file."""
-    plan = json.loads((path / "plan.json").read_text())
-    rows = [
-        {"variant": row["variant"], "target": row["target"], "status": "planned", "reason": row["unavailable"] or None}
-        for row in plan["rows"]
-    ]
-    for name in ("build.json", "report.json"):
-        if (path / name).is_file():
-            rows = json.loads((path / name).read_text())["rows"]
-    kept = ("variant", "target", "status", "reason", "artifact", "picked")
+    try:
+        plan = json.loads((path / "plan.json").read_text())
+        rows = [{**row, "status": "planned", "reason": row["unavailable"] or None} for row in plan["rows"]]
+        for name in ("build.json", "report.json"):
+            if (path / name).is_file():
+                rows = json.loads((path / name).read_text())["rows"]
+        facts = {"name": plan["name"], "recipe": plan["recipe_file"], "edgeopt": plan["edgeopt"], "reference": plan["reference"]}
+        shown = [{key: row.get(key) for key in ("variant", "target", "status", "reason", "artifact", "picked")} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{path}: its plan.json, build.json or report.json is damaged", remedy=f"edgeopt build {path}") from None
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    facts = {"name": plan["name"], "recipe": plan["recipe_file"], "edgeopt": plan["edgeopt"], "reference": plan["reference"]}
-    return Inspection(
-        path=str(path), format="run", size_bytes=size, facts=facts, rows=[{key: row.get(key) for key in kept} for row in rows]
-    )
-
-
-def signature_json(signature: Signature) -> dict[str, Any]:
-    """A signature as plain JSON."""
-
-    def specs(side: Any) -> list[dict[str, Any]]:
-        return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in side]
-
-    return {"inputs": specs(signature.inputs), "outputs": specs(signature.outputs)}
-
-
-def _parameters(stored: dict[str, int]) -> int:
-    return sum(count for dtype, count in stored.items() if dtype.startswith(WEIGHTS))
-
-
-# -- ONNX ------------------------------------------------------------------------------------------
-
-
-def _onnx(path: Path) -> dict[str, Any]:
-    onnx = registry.need("onnx", "onnxruntime")
-    try:
-        model = onnx.load(path, load_external_data=False)
-        signature = registry.load("formats", "onnx")().signature(path)
-    except Exception as error:  # noqa: BLE001 (protobuf raises its own kinds, by version)
-        raise UsageError(f"{path.name}: not an ONNX file, or truncated ({type(error).__name__})", remedy="export it again") from None
-    if not model.graph.node:
-        raise UsageError(f"{path.name}: not an ONNX file, or one without a single node", remedy="export it again")
-    stored: Counter[str] = Counter()
-    operators: Counter[str] = Counter()
-    files: set[str] = set()
-    for graph in _graphs(model.graph):
-        constants = [a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"]
-        for tensor in [*graph.initializer, *constants]:
-            stored[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += math.prod(tensor.dims)
-            files |= {entry.value for entry in tensor.external_data if entry.key == "location"}
-        operators.update(f"{node.domain}:{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type for node in graph.node)
-    stored = Counter({{"float": "float32", "double": "float64"}.get(name, name): count for name, count in stored.items()})
-    beside = sum(file.stat().st_size for name in files if (file := path.parent / name).is_file())
-    return {
-        "format": "onnx",
-        "size_bytes": path.stat().st_size + beside,
-        "signature": signature_json(signature),
-        "parameters": _parameters(stored),
-        "macs": _macs(model),
-        "stored": dict(stored.most_common()),
-        "operators": dict(operators.most_common()),
-        "facts": {
-            "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-            "ir_version": model.ir_version,
-            "producer": f"{model.producer_name} {model.producer_version}".strip() or None,
-            "external_data": sorted(files) or None,
-        },
-    }
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(body)
-
-
-def _macs(model: ModelProto) -> int | None:
-    """Multiply-accumulates of one sample; None when a shape stays open or layers stand in a loop's body."""
-    onnx = registry.need("onnx", "onnxruntime")
-    heavy = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-    bodies = [graph for graph in _graphs(model.graph) if graph is not model.graph]
-    if any(node.op_type in heavy for body in bodies for node in body.node):
-        return None
-    del model.graph.value_info[:]
-    stored = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    batch = next(
-        (d.dim_param or "?" for i in model.graph.input if i.name not in stored for d in list(i.type.tensor_type.shape.dim)[:1]), "?"
-    )
-    for value in [*model.graph.input, *model.graph.output]:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value") and (dim.dim_param == batch or axis == 0):
-                dim.dim_value = 1
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception:  # noqa: BLE001 (an odd model has no figure; that is no reason to fail)
-        return None
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*inferred.input, *inferred.value_info, *inferred.output]
-    } | stored
-    total = 0
-    for node in inferred.node:
-        if node.op_type not in heavy:
-            continue
-        data, weight, result = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
-        if not data or not weight or not result or 0 in (*data, *weight, *result):
-            return None
-        if node.op_type == "Conv":
-            total += math.prod(result) * math.prod(weight[1:])
-        elif node.op_type == "ConvTranspose":
-            total += math.prod(data) * math.prod(weight[1:])
-        else:
-            turned = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-            total += math.prod(result) * data[0 if turned else -1]
-    return total
-
-
-# -- the other formats -----------------------------------------------------------------------------
-
-
-def _openvino(path: Path) -> dict[str, Any]:
-    """An OpenVINO IR, from its XML alone: no runtime is needed to count layers."""
-    from xml.etree import ElementTree
-
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise UsageError(f"{path.name}: not an OpenVINO model: {error}", remedy="name the .xml file of the model") from None
-    if root.tag != "net":
-        raise UsageError(f"{path.name}: not an OpenVINO model: its root is <{root.tag}>", remedy="name the .xml file of the model")
-    names = {
-        "f32": "float32",
-        "f16": "float16",
-        "bf16": "bfloat16",
-        "f64": "float64",
-        "i8": "int8",
-        "u8": "uint8",
-        "i4": "int4",
-        "u4": "uint4",
-    }
-    names |= {"i32": "int32", "i64": "int64", "boolean": "bool"}
-    stored: Counter[str] = Counter()
-    operators: Counter[str] = Counter()
-    specs: dict[str, list[dict[str, Any]]] = {"Parameter": [], "Result": []}
-    for layer in root.iter("layer"):
-        kind, data = layer.get("type", "?"), layer.find("data")
-        if kind == "Const" and data is not None:
-            shape = [int(size) for size in (data.get("shape") or "").split(",") if size.strip()]
-            stored[names.get(data.get("element_type", ""), data.get("element_type", "?"))] += math.prod(shape)
-            continue
-        if kind in specs:
-            port = layer.find("./output/port" if kind == "Parameter" else "./input/port")
-            sizes = [int(dim.text or -1) for dim in port.findall("dim")] if port is not None else []
-            given = (data.get("element_type", "") if data is not None else "") or ""
-            name = (port.get("names") if port is not None else None) or layer.get("name") or "?"
-            dtype = names.get(given, given) or {"FP32": "float32", "FP16": "float16", "I64": "int64"}.get(
-                port.get("precision", "") if port is not None else "", ""
-            )
-            specs[kind].append(
-                {"name": name.split(",")[0], "dtype": dtype or None, "shape": [size if size >= 0 else "?" for size in sizes]}
-            )
-            continue
-        operators[kind] += 1
-    weights = path.with_suffix(".bin")
-    return {
-        "format": "openvino",
-        "size_bytes": path.stat().st_size + (weights.stat().st_size if weights.is_file() else 0),
-        "signature": {"inputs": specs["Parameter"], "outputs": specs["Result"]},
-        "parameters": _parameters(stored),
-        "stored": dict(stored.most_common()),
-        "operators": dict(operators.most_common()),
-        "facts": {"ir_version": root.get("version"), "weights": weights.name if weights.is_file() else None},
-    }
-
-
-def _pt2(path: Path) -> dict[str, Any]:
-    """An exported torch program, from the JSON in its archive: nothing of torch is imported, no pickle opened."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entry = next(
-                item for item in archive.infolist() if item.filename.endswith(("/models/model.json", "serialized_exported_program.json"))
-            )
-            if entry.file_size > MAX_JSON:
-                raise UntrustedError(f"{path.name}: its graph expands to {entry.file_size:,} bytes", remedy="export it again")
-            program = json.loads(archive.read(entry))
-        graph, signature = program["graph_module"]["graph"], program["graph_module"]["signature"]
-        values = graph["tensor_values"]
-        inputs = [spec["user_input"]["arg"] for spec in signature["input_specs"] if "user_input" in spec]
-        outputs = [spec["user_output"]["arg"] for spec in signature["output_specs"] if "user_output" in spec]
-        weights = [spec["parameter"]["arg"]["name"] for spec in signature["input_specs"] if "parameter" in spec]
-    except (zipfile.BadZipFile, StopIteration, ValueError, KeyError, TypeError):
-        raise UsageError(f"{path.name}: not a torch export (.pt2)", remedy="write it with torch.export.save") from None
-
-    def spec(argument: dict[str, Any]) -> dict[str, Any]:
-        name = argument.get("as_tensor", {}).get("name", "?")
-        value = values.get(name, {})
-        return {
-            "name": name,
-            "dtype": _TORCH_DTYPES.get(value.get("dtype")),
-            "shape": [size.get("as_int", "?") for size in value.get("sizes", [])],
-        }
-
-    stored: Counter[str] = Counter()
-    for name in weights:
-        one = spec({"as_tensor": {"name": name}})
-        stored[one["dtype"] or "?"] += math.prod(one["shape"])
-    operators = Counter(node["target"].removeprefix("torch.ops.").removesuffix(".default") for node in graph["nodes"])
-    return {
-        "format": "pt2",
-        "signature": {"inputs": [spec(argument) for argument in inputs], "outputs": [spec(argument) for argument in outputs]},
-        "parameters": _parameters(stored),
-        "stored": dict(stored.most_common()),
-        "operators": dict(operators.most_common()),
-        "facts": {"torch": program.get("torch_version")},
-    }
-
-
-def _safetensors(path: Path) -> dict[str, Any]:
-    names = {
-        "F64": "float64",
-        "F32": "float32",
-        "F16": "float16",
-        "BF16": "bfloat16",
-        "I8": "int8",
-        "U8": "uint8",
-        "I64": "int64",
-        "I32": "int32",
-    }
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > path.stat().st_size:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(size))
-        stored: Counter[str] = Counter()
-        for name, entry in header.items():
-            if name != "__metadata__":
-                stored[names.get(entry["dtype"], entry["dtype"])] += math.prod(entry["shape"])
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{path.name}: not a safetensors file, or truncated", remedy="write it again with safetensors") from None
-    return {
-        "format": "safetensors",
-        "parameters": _parameters(stored),
-        "stored": dict(stored.most_common()),
-        "facts": {"tensors": len(header) - ("__metadata__" in header)},
-    }
+    return Inspection(path=str(path), format="run", size_bytes=size, facts=facts, rows=shown)

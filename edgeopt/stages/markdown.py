@@ -18,14 +18,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 def markdown(report: Report) -> str:
     """A report as one Markdown document."""
     words = Words(report)
-    parts = [f"# {_text(report.recipe.name)}", _outcome(report), *_decisions(words)]
+    parts = [f"# {escaped(report.recipe.name)}", _outcome(report), *_decisions(words)]
     for target in report.targets:
         parts += _target(words, target)
     parts += _failures(report) + _histories(report) + _environment(report) + _repeat(report)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _text(value: str) -> str:
+def escaped(value: str) -> str:
     """Text that Markdown and HTML leave as it is, on one line."""
     plain = _CONTROL.sub(" ", value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _ACTIVE.sub(r"\\\g<0>", plain).strip()
@@ -37,7 +37,7 @@ def _code(value: str) -> str:
     return f"{fence}text\n{_CONTROL.sub(' ', value.replace(chr(10), chr(0xE000))).replace(chr(0xE000), chr(10))}\n{fence}"
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], numeric: Iterable[str] = ()) -> str:
+def grid(head: Iterable[str], rows: Iterable[Iterable[str]], numeric: Iterable[str] = ()) -> str:
     heads, right = list(head), set(numeric)
     lines = [heads, ["---:" if name in right else "---" for name in heads], *([cell or NONE for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -45,7 +45,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]], numeric: Iterable
 
 def _outcome(report: Report) -> str:
     lines = [f"**{EXITS.get(report.exit_code, 'The run did not finish.')}** (exit code {report.exit_code})"]
-    return "\n".join([*lines, *([""] if report.exit_reasons else []), *(f"- {_text(reason)}" for reason in report.exit_reasons)])
+    return "\n".join([*lines, *([""] if report.exit_reasons else []), *(f"- {escaped(reason)}" for reason in report.exit_reasons)])
 
 
 def _decisions(words: Words) -> list[str]:
@@ -53,32 +53,32 @@ def _decisions(words: Words) -> list[str]:
     for target in words.report.targets:
         decision = decide(words, target.name)
         rest = ", ".join(part.text for part in decision.parts) or "; ".join(decision.reasons)
-        lines.append(f"- **{_text(target.name)}: {_text(decision.answer)}**" + (f": {_text(rest)}" if rest else ""))
-        lines += [f"  - Evidence: {_text('; '.join(decision.evidence))}"] if decision.evidence else []
-        lines += [f"  - Doubt: {_text(doubt)}" for doubt in decision.doubts]
+        lines.append(f"- **{escaped(target.name)}: {escaped(decision.answer)}**" + (f": {escaped(rest)}" if rest else ""))
+        lines += [f"  - Evidence: {escaped('; '.join(decision.evidence))}"] if decision.evidence else []
+        lines += [f"  - Doubt: {escaped(doubt)}" for doubt in decision.doubts]
     return ["## What to take", "\n".join(lines)]
 
 
 def _target(words: Words, target: TargetInfo) -> list[str]:
     rows = words.rows[target.name]
-    parts = [f"## {_text(target.name)}", _text(words.title(target)) + "."]
-    head = ["variant", "", "p50", "p90", "speed-up", "size", "peak memory", *map(_text, words.scores)]
+    parts = [f"## {escaped(target.name)}", escaped(words.title(target)) + "."]
+    head = ["variant", "", "p50", "p90", "speed-up", "size", "peak memory", *map(escaped, words.scores)]
     if target.scenario == "throughput":
         head.insert(4, "throughput")
-    parts.append(_table(head, (_cells(words, row, target) for row in rows), head[2:]))
+    parts.append(grid(head, (_cells(words, row, target) for row in rows), head[2:]))
     gates = list(dict.fromkeys(words.wants(gate.gate) for row in rows for gate in words.gates(row)))
     if gates:
         parts += [
             "### Gates",
-            _table(["variant", *map(_text, gates)], ([_text(row.variant), *_verdicts(words, row, gates)] for row in rows)),
+            grid(["variant", *map(escaped, gates)], ([escaped(row.variant), *_verdicts(words, row, gates)] for row in rows)),
         ]
     others = [row for row in rows if not row.picked]
     if others:
         parts += [
             "### Why not the others",
-            "\n".join(f"- **{_text(row.variant)}**: {_text('; '.join(words.why_not(row)))}" for row in others),
+            "\n".join(f"- **{escaped(row.variant)}**: {escaped('; '.join(words.why_not(row)))}" for row in others),
         ]
-    flags = [f"- {_text(row.variant)}: {_text('; '.join(words.flags(row)))}" for row in rows if row.flags]
+    flags = [f"- {escaped(row.variant)}: {escaped('; '.join(words.flags(row)))}" for row in rows if row.flags]
     return parts + (["### Remarks", "\n".join(flags)] if flags else [])
 
 
@@ -86,7 +86,7 @@ def _cells(words: Words, row: Row, target: TargetInfo) -> list[str]:
     latency = row.latency_ms
     standing = words.standing(row)
     cells = [
-        f"**{_text(row.variant)}**" if row.picked else _text(row.variant),
+        f"**{escaped(row.variant)}**" if row.picked else escaped(row.variant),
         f"**{standing}**" if row.picked else standing,
         measured(latency.p50, latency.p50_ci95, "ms") if latency else NONE,
         measured(latency.p90, latency.p90_ci95, "ms") if latency else NONE,
@@ -107,7 +107,7 @@ def _verdicts(words: Words, row: Row, gates: list[str]) -> list[str]:
         gate = found.get(wants)
         got = f", {words.got(gate)}" if gate and gate.got is not None else ""
         verdict = VERDICTS[gate.verdict] if gate else NONE
-        cells.append(_text(f"{verdict}{got}") if not gate or gate.verdict == "pass" else f"**{verdict}**{_text(got)}")
+        cells.append(escaped(f"{verdict}{got}") if not gate or gate.verdict == "pass" else f"**{verdict}**{escaped(got)}")
     return cells
 
 
@@ -116,7 +116,7 @@ def _failures(report: Report) -> list[str]:
     parts = ["## What failed"] if failed else []
     for row in failed:
         parts += [
-            f"**{_text(row.variant)} on {_text(row.target)}** (exit code {row.exit_code})",
+            f"**{escaped(row.variant)} on {escaped(row.target)}** (exit code {row.exit_code})",
             _code(row.reason or "no reason was given"),
         ]
     return parts
@@ -125,23 +125,23 @@ def _failures(report: Report) -> list[str]:
 def _histories(report: Report) -> list[str]:
     lines = []
     for row in report.rows:
-        told = (f"{_text(step.step)} ({', '.join(filter(None, (seconds(step.seconds), facts.sqnr(step))))})" for step in row.history)
+        told = (f"{escaped(step.step)} ({', '.join(filter(None, (seconds(step.seconds), facts.sqnr(step))))})" for step in row.history)
         if steps := " → ".join(told):
-            lines.append(f"- **{_text(row.variant)} on {_text(row.target)}**: {steps}")
+            lines.append(f"- **{escaped(row.variant)} on {escaped(row.target)}**: {steps}")
     return ["## What each artifact went through", _STEPS, "\n".join(lines)] if lines else []
 
 
 def _environment(report: Report) -> list[str]:
-    parts = ["## Environment", _table(["machine", ""], ((_text(name), _text(one)) for name, one in facts.machine(report)))]
+    parts = ["## Environment", grid(["machine", ""], ((escaped(name), escaped(one)) for name, one in facts.machine(report)))]
     head, rows = facts.sessions(report)
-    return [*parts, _table(map(_text, head), (map(_text, row) for row in rows))]
+    return [*parts, grid(map(escaped, head), (map(escaped, row) for row in rows))]
 
 
 def _repeat(report: Report) -> list[str]:
     told = facts.commands(report)
     wide = max(len(command) for command, _ in told)
     block = "\n".join(f"{command:<{wide}}   # {what}" for command, what in told)
-    origin = "\n".join(f"- {_text(name)}: {_text(one)}" for name, one in facts.origin(report))
+    origin = "\n".join(f"- {escaped(name)}: {escaped(one)}" for name, one in facts.origin(report))
     return ["## How to repeat it", _code(block).replace("text\n", "sh\n", 1), origin, _NOTES]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from edgeopt import __version__
@@ -67,7 +69,11 @@ class _Planner:
 
     def _data(self, name: str, use: PlugUse) -> DataRef:
         source: Dataset = registry.load("datasets", use.name).model_validate(use.options)
-        parts: dict[str, Any] = {"plug": use.name, "options": source.model_dump(mode="json"), "code": registry.source_digest(type(source))}
+        parts: dict[str, Any] = {
+            "plug": use.name,
+            "options": source.model_dump(mode="json"),
+            "code": [registry.source_digest(type(source)), _core("samples.py")],
+        }
         place = self.recipe.place("data", name, use.name)
         try:
             parts["packages"] = {package: registry.version(package) for package in source.packages(self.recipe.base)}
@@ -80,7 +86,11 @@ class _Planner:
     def _score(self, index: int, use: PlugUse) -> dict[str, Any]:
         score: Score = registry.load("scores", use.name).model_validate(use.options)
         place = self.recipe.place("scores", index, use.name)
-        parts: dict[str, Any] = {"plug": use.name, "options": score.model_dump(mode="json"), "code": registry.source_digest(type(score))}
+        parts: dict[str, Any] = {
+            "plug": use.name,
+            "options": score.model_dump(mode="json"),
+            "code": [registry.source_digest(type(score)), _core("outputs.py")],
+        }
         try:
             parts["packages"] = {package: registry.version(package) for package in score.packages(self.recipe.base)}
             parts["files"] = self._files(score.user_files(self.recipe.base), place)
@@ -89,11 +99,12 @@ class _Planner:
             self.problems.append(error)
         return parts
 
-    def _files(self, paths: list[Any], place: Place | None) -> list[str]:
+    def _files(self, paths: list[Any], place: Place | None) -> list[list[str]]:
         missing = [path for path in paths if not path.is_file()]
         if missing:
             raise UsageError(f"no such file: {missing[0]}", place=place, remedy="paths are relative to the recipe's folder")
-        return [digest.of_file(path) for path in paths]
+        base = self.recipe.base  # names count: a moved image has another label
+        return sorted([Path(os.path.relpath(path, base)).as_posix(), digest.of_file(path)] for path in paths)
 
     def _row(self, variant: str, passes: list[PlugUse], target: Target) -> PlanRow | None:
         backend: Backend = registry.load("backends", target.backend)()
@@ -220,6 +231,11 @@ class _Planner:
             parts=parts,
         )
         return key
+
+
+def _core(name: str) -> str:
+    """The digest of a file of `core/` whose code shapes the result of several plugs."""
+    return digest.of_file(Path(digest.__file__).parent / name)
 
 
 def _route(have: str, wanted: str) -> list[str] | None:

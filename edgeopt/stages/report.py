@@ -26,9 +26,9 @@ def report(plan: Plan, folder: Path) -> Report:
     build, sessions = Build.read(folder), sessions_of(folder)
     judged = _judge(plan, folder, build, sessions)
     judged.write(folder)
-    (folder / "report.md").write_text(markdown.markdown(judged))
-    (folder / "report.html").write_text(html.html(judged))
-    (folder / "junit.xml").write_text(junit.junit(judged))
+    (folder / "report.md").write_text(markdown.markdown(judged), encoding="utf-8")
+    (folder / "report.html").write_text(html.html(judged), encoding="utf-8")
+    (folder / "junit.xml").write_text(junit.junit(judged), encoding="utf-8")
     return judged
 
 
@@ -42,7 +42,7 @@ def _judge(plan: Plan, folder: Path, build: Build, sessions: dict[str, Session])
         mine = [_row(folder, build.of(planned.variant, used.target.name), session, used) for planned in plan.rows_of(used.target.name)]
         found = [gates.judge(gate, row, plan.reference) for gate in plan.gates for row in mine if gates.concerns(gate, row)]
         mine = [_qualified(row, found, plan.gates) for row in mine]
-        mine = _pick(plan, mine, found)
+        mine = _pick(plan, used, mine)
         for code, reason in _outcome(plan, used, mine, found):
             codes.append(code)
             reasons.append(reason)
@@ -95,7 +95,7 @@ def _row(folder: Path, built: BuildRow, session: Session | None, used: PlanTarge
         reason = used.target.refuses_machine() or "not measured yet"
     if session and session.synthetic and measured and measured.scores:
         flags.append("synthetic-data")
-    found: dict[str, Any] = (measured or Measured(variant=built.variant)).model_dump(exclude={"variant", "error", "layers", "runtime"})
+    found: dict[str, Any] = (measured or Measured(variant=built.variant)).model_dump(exclude={"variant", "error", "layers"})
     found["flags"] = flags + found["flags"]
     return Row(
         variant=built.variant,
@@ -126,16 +126,19 @@ def _qualified(row: Row, results: list[GateResult], demands: list[Gate]) -> Row:
     return row.model_copy(update={"qualifies": accurate})
 
 
-def _pick(plan: Plan, rows: list[Row], results: list[GateResult]) -> list[Row]:
+def _pick(plan: Plan, used: PlanTarget, rows: list[Row]) -> list[Row]:
     """Mark the Pareto front, rows larger than the reference, and the one to take."""
     reference = next((row for row in rows if row.variant == plan.reference), None)
-    marked = [row.model_copy(update={"flags": _flags(row, reference), "pareto": _on_front(row, rows)}) for row in rows]
+    marked = [row.model_copy(update={"flags": _flags(row, reference), "pareto": _on_front(row, rows, used)}) for row in rows]
     able = [
         row
         for row in marked
         if row.qualifies and not _NEVER_PICKED & set(row.flags) and not (row.variant == plan.reference and plan.reference_added)
     ]
     measured = [row for row in able if row.latency_ms]
+    if plan.pick != "size" and any(row.variant == plan.reference for row in measured):
+        # A gain that is not proved is no reason to leave the reference.
+        measured = [row for row in measured if row.variant == plan.reference or (row.speedup and row.speedup.verdict == "faster")]
     best: Row | None = None
     basis: str | None = None
     if measured:
@@ -164,20 +167,21 @@ def _flags(row: Row, reference: Row | None) -> list[str]:
     return row.flags
 
 
-def _on_front(row: Row, rows: list[Row]) -> bool:
+def _on_front(row: Row, rows: list[Row], used: PlanTarget) -> bool:
     """No other row is at least as fast and as accurate (by the first score) and better in one of the two."""
     if not row.latency_ms:
         return False
-    mine = _point(row)
-    others = [_point(one) for one in rows if one is not row and one.latency_ms]
+    mine = _point(row, used)
+    others = [_point(one, used) for one in rows if one is not row and one.latency_ms]
     return not any(other[0] <= mine[0] and other[1] <= mine[1] and other != mine for other in others)
 
 
-def _point(row: Row) -> tuple[float, float]:
+def _point(row: Row, used: PlanTarget) -> tuple[float, float]:
     assert row.latency_ms
     first = next(iter(row.scores.values()), None)
     loss = 0.0 if first is None else (-first.value if first.higher_is_better else first.value)
-    return row.latency_ms.p50, loss
+    cost = 1 / row.throughput_per_s if used.target.scenario == "throughput" and row.throughput_per_s else row.latency_ms.p50
+    return cost, loss
 
 
 def _outcome(plan: Plan, used: PlanTarget, rows: list[Row], results: list[GateResult]) -> list[tuple[int, str]]:
@@ -193,7 +197,9 @@ def _outcome(plan: Plan, used: PlanTarget, rows: list[Row], results: list[GateRe
         if one.verdict == "inconclusive" and one.gate.get("inconclusive") == "pass":
             continue
         code = EXIT_INCONCLUSIVE if one.verdict == "inconclusive" else EXIT_GATE
-        found.append((code, f"{one.variant} on {name}: the gate {gates.words(one.gate)} is demanded of it: {one.verdict}"))
+        found.append(
+            (code, f"{one.variant} on {name}: the gate on {gates.name(one.gate)} is demanded of it: {one.verdict.replace('_', ' ')}")
+        )
     judged = [row for row in rows if row.status == "measured"]
     if judged and not any(row.qualifies for row in judged):
         open_only = any(_only_open(row, results) for row in judged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -145,5 +146,10 @@ def _summary(
         base = values.get(reference, {}).get(label) if reference not in errors else None
         other = np.asarray(base, dtype=np.float64) if base else None
         figures = statistics.score(own, other, made.finish, made.higher_is_better, made.binary, seed)
+        if math.isnan(figures["value"]):
+            raise UsageError(
+                f"score '{label}' cannot be told from the {len(own)} evaluation samples",
+                remedy="check their labels: all may be of one class, or there is nothing to find",
+            )
         row[label] = ScoreValue(samples=len(own), unit=made.unit, higher_is_better=made.higher_is_better, **figures).model_dump()
     return row

@@ -145,7 +145,7 @@ def _interval(own: Array, finish: Callable[[Array], float], binary: bool, seed: 
         return float(max(0.0, centre - half)), float(min(1.0, centre + half))
     rng = np.random.default_rng(seed)
     draws = [float(finish(own[rng.integers(0, len(own), len(own))])) for _ in range(RESAMPLES)]
-    return float(np.percentile(draws, 2.5)), float(np.percentile(draws, 97.5))
+    return _middle(draws)
 
 
 def _paired_binary(reference: Array, own: Array) -> tuple[Interval, float]:
@@ -168,4 +168,10 @@ def _paired_bootstrap(own: Array, reference: Array, finish: Callable[[Array], fl
     for _ in range(RESAMPLES):
         picked = rng.integers(0, len(own), len(own))
         draws.append(sign * (float(finish(reference[picked])) - float(finish(own[picked]))))
-    return float(np.percentile(draws, 2.5)), float(np.percentile(draws, 97.5))
+    return _middle(draws)
+
+
+def _middle(draws: list[float]) -> Interval | None:
+    """The middle 95 % of the resamples that tell a score at all (one may lack a class)."""
+    known = [draw for draw in draws if not np.isnan(draw)]
+    return (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known else None

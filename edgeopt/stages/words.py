@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeopt.core.report import FLAGS, GateResult, Report, Row, TargetInfo
 from edgeopt.core.session import Interval, ScoreValue
+from edgeopt.stages import gates
 from edgeopt.stages.numbers import NONE, count, decimals, factor, interval, measured, number, plain
 
 # Scores that compare with the reference by themselves: their value is the loss, a drop says nothing new.
@@ -272,9 +273,7 @@ class Words:
 
     def short(self, gate: dict[str, Any]) -> str:
         """A gate's name in one word: the score, the percentile, speedup, size, memory or throughput."""
-        return str(
-            gate.get("score") or gate.get("latency") or next(kind for kind in ("speedup", "size", "memory", "throughput") if gate.get(kind))
-        )
+        return gates.name(gate)
 
     def demands(self) -> list[str]:
         """All gates of the report, each told once, with the targets and variants that it is limited to."""

@@ -48,10 +48,19 @@ def history(variant: str) -> list[StepInfo]:
 def latency(p50: float, spread: float = 0.008, samples: int = 960) -> Latency:
     few = samples < 64
     return Latency(
-        p50=p50, p50_ci95=(p50 * (1 - spread), p50 * (1 + spread)), p90=None if few else p50 * 1.04,
-        p90_ci95=None if few else (p50 * 1.035, p50 * 1.052), p95=None if few else p50 * 1.07, p99=p50 * 1.21 if samples > 662 else None, p99_9=None,
-        mean=p50 * 1.01, samples=samples, blocks=20, copy_in_p50=0.02, copy_out_p50=0.004,
-    )  # fmt: skip
+        p50=p50,
+        p50_ci95=(p50 * (1 - spread), p50 * (1 + spread)),
+        p90=None if few else p50 * 1.04,
+        p90_ci95=None if few else (p50 * 1.035, p50 * 1.052),
+        p95=None if few else p50 * 1.07,
+        p99=p50 * 1.21 if samples > 662 else None,
+        p99_9=None,
+        mean=p50 * 1.01,
+        samples=samples,
+        blocks=20,
+        copy_in_p50=0.02,
+        copy_out_p50=0.004,
+    )
 
 
 def scores(top1: float, reference: float = 0.983, samples: int = 1500) -> dict[str, ScoreValue]:
@@ -60,12 +69,19 @@ def scores(top1: float, reference: float = 0.983, samples: int = 1500) -> dict[s
     decibels = 150.0 if same else 38.2 - 400 * drop
     return {
         "top1": ScoreValue(
-            value=top1, ci95=(top1 - 0.0064, min(1.0, top1 + 0.0064)), samples=samples, drop=drop, drop_ci95=(drop - half, drop + half), changed=0.006,
+            value=top1,
+            ci95=(top1 - 0.0064, min(1.0, top1 + 0.0064)),
+            samples=samples,
+            drop=drop,
+            drop_ci95=(drop - half, drop + half),
+            changed=0.006,
             p_value=0.61,
         ),
         "agreement": ScoreValue(value=1 - abs(drop) * 1.6, ci95=(0.97, 0.998), samples=samples, drop=abs(drop) * 1.6, drop_ci95=None),
-        "sqnr": ScoreValue(value=decibels, ci95=(decibels - 0.7, decibels + 0.8), samples=samples, drop=150 - decibels, drop_ci95=None, unit="dB"),
-    }  # fmt: skip
+        "sqnr": ScoreValue(
+            value=decibels, ci95=(decibels - 0.7, decibels + 0.8), samples=samples, drop=150 - decibels, drop_ci95=None, unit="dB"
+        ),
+    }
 
 
 def row(variant: str, target: str, p50: float | None, size: int | None, top1: float | None, base: float = 5.69, **changes: Any) -> Row:
@@ -73,14 +89,31 @@ def row(variant: str, target: str, p50: float | None, size: int | None, top1: fl
     times = base / p50 if p50 else None
     verdict = "indistinguishable" if times is None or 0.98 < times < 1.02 else "faster" if times > 1 else "slower"
     fields: dict[str, Any] = {
-        "variant": variant, "target": target, "status": "measured" if p50 else "built", "reason": None, "flags": ["slower-than-reference"] if verdict == "slower" else [],
-        "artifact": size and ArtifactInfo(format="openvino", path=f"artifacts/{target}/{variant}/files/model.xml", digest="sha256:" + "5e" * 32, size_bytes=size),
-        "latency_ms": p50 and latency(p50), "throughput_per_s": p50 and 1000 / p50, "throughput_ci95": p50 and (992 / p50, 1008 / p50),
-        "load_ms": p50 and 210.0, "first_ms": p50 and 9.1, "peak_rss_mb": p50 and 60 + (size or 0) / 1e6 * 2.4, "scores": scores(top1) if top1 else {},
+        "variant": variant,
+        "target": target,
+        "status": "measured" if p50 else "built",
+        "reason": None,
+        "flags": ["slower-than-reference"] if verdict == "slower" else [],
+        "artifact": size
+        and ArtifactInfo(
+            format="openvino", path=f"artifacts/{target}/{variant}/files/model.xml", digest="sha256:" + "5e" * 32, size_bytes=size
+        ),
+        "latency_ms": p50 and latency(p50),
+        "throughput_per_s": p50 and 1000 / p50,
+        "throughput_ci95": p50 and (992 / p50, 1008 / p50),
+        "load_ms": p50 and 210.0,
+        "first_ms": p50 and 9.1,
+        "peak_rss_mb": p50 and 60 + (size or 0) / 1e6 * 2.4,
+        "scores": scores(top1) if top1 else {},
         "speedup": Speedup(value=times, ci95=(times * 0.976, times * 1.028), verdict=verdict) if times and variant != "fp32" else None,
         "precision": {"int8": 52, "bf16": 0, "fp16": 0, "fp32": 3} if "int8" in variant else {"int8": 0, "bf16": 0, "fp16": 0, "fp32": 55},
-        "pareto": False, "qualifies": None, "picked": False, "pick_basis": None, "exit_code": 0, "history": history(variant),
-    }  # fmt: skip
+        "pareto": False,
+        "qualifies": None,
+        "picked": False,
+        "pick_basis": None,
+        "exit_code": 0,
+        "history": history(variant),
+    }
     return Row(**{**fields, **changes})
 
 
@@ -119,10 +152,24 @@ def judged(one: Row) -> list[GateResult]:
 
 def target(name: str, **changes: Any) -> TargetInfo:
     fields: dict[str, Any] = {
-        "name": name, "backend": "openvino", "scenario": "latency", "threads": 2, "batch": 1, "need": "measured", "noise_percent": 0.42,
-        "session": f"sessions/{name}", "data_digest": "sha256:" + "ab" * 32,
-        "conditions": {"seconds": 21.4, "load_before": 0.31, "load_after": 1.92, "mhz_before": 2600.0, "mhz_after": 2594.0, "steal_percent": 0.02},
-    }  # fmt: skip
+        "name": name,
+        "backend": "openvino",
+        "scenario": "latency",
+        "threads": 2,
+        "batch": 1,
+        "need": "measured",
+        "noise_percent": 0.42,
+        "session": f"sessions/{name}",
+        "data_digest": "sha256:" + "ab" * 32,
+        "conditions": {
+            "seconds": 21.4,
+            "load_before": 0.31,
+            "load_after": 1.92,
+            "mhz_before": 2600.0,
+            "mhz_after": 2594.0,
+            "steal_percent": 0.02,
+        },
+    }
     return TargetInfo(**{**fields, **changes})
 
 
@@ -149,13 +196,32 @@ def settled(rows: list[Row], gates: list[GateResult]) -> list[Row]:
 
 def report(targets: list[TargetInfo], rows: list[Row], gates: list[GateResult], **changes: Any) -> Report:
     machine = {
-        "cpu": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "isa": ["avx2", "avx512_vnni", "avx512_bf16"], "arch": "x86_64", "cores_visible": 44,
-        "cores_allowed": 2, "memory_mb": 8192, "system": "Linux", "kernel": "6.1.0", "governor": None, "container": "docker", "virtual": True, "id": "sha256:" + "0c" * 32,
-    }  # fmt: skip
+        "cpu": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
+        "isa": ["avx2", "avx512_vnni", "avx512_bf16"],
+        "arch": "x86_64",
+        "cores_visible": 44,
+        "cores_allowed": 2,
+        "memory_mb": 8192,
+        "system": "Linux",
+        "kernel": "6.1.0",
+        "governor": None,
+        "container": "docker",
+        "virtual": True,
+        "id": "sha256:" + "0c" * 32,
+    }
     fields: dict[str, Any] = {
-        "edgeopt": "0.1.0", "recipe": RecipeInfo(name="mnist-cnn", digest="sha256:" + "1d" * 32, file="recipes/mnist-cnn.yaml"), "machine": machine,
-        "created_at": "2026-01-31T12:00:00+00:00", "reference": "fp32", "pick": "latency", "exit_code": 0, "exit_reasons": [], "targets": targets, "rows": rows, "gates": gates,
-    }  # fmt: skip
+        "edgeopt": "0.1.0",
+        "recipe": RecipeInfo(name="mnist-cnn", digest="sha256:" + "1d" * 32, file="recipes/mnist-cnn.yaml"),
+        "machine": machine,
+        "created_at": "2026-01-31T12:00:00+00:00",
+        "reference": "fp32",
+        "pick": "latency",
+        "exit_code": 0,
+        "exit_reasons": [],
+        "targets": targets,
+        "rows": rows,
+        "gates": gates,
+    }
     return Report(**{**fields, **changes})
 
 

@@ -76,9 +76,9 @@ def test_a_good_recipe_is_read() -> None:
         ("gates:", "gatess:", "12:1", "did you mean 'gates'?"),
         ("onnx: model.onnx", "onnx: model.onnx\n  ony: 3", "5:3", "known here: onnx, pt2, torch"),
         ("onnx: model.onnx", "onnx: {file: m.onnx, pakage: x}", "4:24", "did you mean 'package'?"),
-        ("onnx: model.onnx", TORCH.replace("inputs: ", "wieghts: w, inputs: "), "4:31", "did you mean 'weights'?"),
-        ("onnx: model.onnx", TORCH.replace("shape: [N, 4]", "shape: [N, 4], dtyp: int8"), "4:64", "did you mean 'dtype'?"),
-        ("onnx: model.onnx", TORCH.replace("inputs: ", "weights: {file: w, kee: k}, inputs: "), "4:50", "did you mean 'key'?"),
+        ("onnx: model.onnx", TORCH.replace("inputs: ", "wieghts: w, inputs: "), "4:32", "did you mean 'weights'?"),
+        ("onnx: model.onnx", TORCH.replace("shape: [N, 4]", "shape: [N, 4], dtyp: int8"), "4:60", "did you mean 'dtype'?"),
+        ("onnx: model.onnx", TORCH.replace("inputs: ", "weights: {file: w, kee: k}, inputs: "), "4:51", "did you mean 'key'?"),
         ("evaluate: {", "evalute: {random: normal}\n  evaluate: {", "6:3", "did you mean 'evaluate'?"),
         ("samples: 8", "sampels: 8", "6:30", "did you mean 'samples'?"),
         ("[top1]", "[{top1: {outptu: y}}]", "7:18", "did you mean 'output'?"),
@@ -178,7 +178,7 @@ def test_an_unknown_name_is_told_where_it_stands_and_what_was_meant(old: str, ne
         (
             "onnx: model.onnx",
             TORCH.replace("4]", "-4]"),
-            "4:54: model.torch.inputs.x.shape[1] should be above 0, not -4",
+            "4:56: model.torch.inputs.x.shape[1] should be above 0, not -4",
             "choose a value in that range",
         ),
         # names that become files
@@ -221,8 +221,8 @@ def test_a_pass_is_a_name_or_a_name_with_options(passes: str, head: str) -> None
         ("null", "null is no target", 'the name needs quotes: "null"'),
         ("5", "5 is no target", 'the name needs quotes: "5"'),
         ("{x86-openvino: built}", "a mapping is no target", "write a name, a file, {NAME: {need: built}} or {extends: NAME, threads: 1}"),
-        ("{x86-openvino: {need: buildt}}", "need should be measured, built, bundled, not buildt", "did you mean 'built'?"),
-        ("{extends: x86-openvino, need: 3}", "need should be measured, built, bundled, not 3", "known here: built, bundled, measured"),
+        ("{x86-openvino: {need: buildt}}", "need should be measured or built or bundled, not buildt", "did you mean 'built'?"),
+        ("{extends: x86-openvino, need: 3}", "need should be measured or built or bundled, not 3", "known here: built, bundled, measured"),
     ],
 )
 def test_what_is_no_target_is_told(entry: str, cause: str, remedy: str) -> None:

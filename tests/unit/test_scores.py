@@ -39,9 +39,9 @@ def refused(score: Score, outputs: Any, label: Any, *words: str, reference: Any 
 def test_scores_say_what_they_are(name: str) -> None:
     score = make(name, label="mine")
     assert score.label == "mine" and make(name).label is None
-    assert score.user_files(Path()) == [] and score.packages(Path()) == []
-    assert score.higher_is_better is (name not in ("mse", "rmse", "mae"))
-    assert score.needs_labels is (name in ("top1", "topk", "mse", "rmse", "mae"))
+    assert score.user_files(Path()) == [] and score.packages(Path()) == (["pycocotools"] if name == "map" else [])
+    assert score.higher_is_better is (name not in ("mse", "rmse", "mae", "perplexity"))
+    assert score.needs_labels is (name not in ("agreement", "sqnr"))
     assert score.needs_reference is (name in ("agreement", "sqnr"))
     assert score.binary is (name in ("top1", "topk", "agreement"))
     assert score.unit == ("dB" if name == "sqnr" else "")

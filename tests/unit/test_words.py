@@ -23,9 +23,20 @@ def row_of(words: Words, target: str, variant: str) -> reports.Row:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(2.7123, "2.71"), (9.999, "10.0"), (12345.6, "12,346"), (0.01234, "0.0123"), (0, "0"), (-0.002, "−0.00200"), (3.1e-6, "3.1e−06"), (None, "–"),
-     (float("nan"), "–"), (float("inf"), "∞"), (-1e-9, "−1.0e−09")],
-)  # fmt: skip
+    [
+        (2.7123, "2.71"),
+        (9.999, "10.0"),
+        (12345.6, "12,346"),
+        (0.01234, "0.0123"),
+        (0, "0"),
+        (-0.002, "−0.00200"),
+        (3.1e-6, "3.1e−06"),
+        (None, "–"),
+        (float("nan"), "–"),
+        (float("inf"), "∞"),
+        (-1e-9, "−1.0e−09"),
+    ],
+)
 def test_a_number_has_three_significant_digits(value: float | None, text: str) -> None:
     assert number(value) == text
 
@@ -105,6 +116,16 @@ def test_a_pick_that_was_never_measured_is_doubted(words: Words) -> None:
     found = decide(words, "rtx-ada")
     assert found.answer == "take int8"
     assert found.doubts == ["not measured here: chosen as the last variant listed whose accuracy gates pass"]
+
+
+def test_a_pick_that_rests_on_noise_is_doubted() -> None:
+    first = reports.plain()
+    same = Speedup(value=1.01, ci95=(0.3, 3.1), verdict="indistinguishable")
+    rows = [one.model_copy(update={"speedup": same}) if one.picked else one for one in first.rows]
+    restless = [one.model_copy(update={"noise_percent": 22.5}) for one in first.targets]
+    doubts = decide(Words(first.model_copy(update={"rows": rows, "targets": restless})), "x86-openvino").doubts
+    assert doubts[0] == "no gain in speed over fp32 is proved"
+    assert doubts[1].startswith("two copies of fp32 read 22.5 % apart")
 
 
 def test_where_nothing_is_taken_the_reasons_are_told(words: Words) -> None:

@@ -29,7 +29,7 @@
       x: { label: target.cost, labelAnchor: "center", labelArrow: "none", nice: true, zero: false },
       y: { label: label, labelArrow: "none", nice: true, reverse: !rises, ticks: 6 },
       marks: [
-        Plot.gridX({ stroke: "var(--line)", strokeOpacity: 1 }), Plot.gridY({ stroke: "var(--line)", strokeOpacity: 1 }),
+        Plot.gridX({ stroke: "var(--line)", strokeOpacity: 1 }), Plot.gridY({ stroke: "var(--line)", strokeOpacity: 1, ticks: 6 }),
         Plot.line(front, { x: "x", y: "y", curve: target.throughput ? "step-before" : "step-after", stroke: "var(--mark)", strokeWidth: 1.5, strokeDasharray: "5 4" }),
         Plot.ruleX(ordered, { x: "x", y1: "low", y2: "high", stroke: "var(--mark)", strokeOpacity: many ? 0.25 : 0.7 }),
         Plot.ruleY(ordered, { y: "y", x1: "left", x2: "right", stroke: "var(--mark)", strokeOpacity: many ? 0.25 : 0.7 }),
@@ -106,7 +106,7 @@
     const rows = all.filter((row) => row.bar);
     if (!rows.length) return note(box, "Nothing was measured for this.");
     const longest = Math.max(...rows.map((row) => row.variant.length));
-    const left = Math.min(longest * 7 + 12, box.clientWidth * 0.36);
+    const wanted = longest * 7.2 + 16, left = Math.min(wanted, box.clientWidth * 0.36);
     const figure = Plot.plot({
       ...FRAME, width: box.clientWidth, height: rows.length * 25 + 52, marginLeft: left, marginRight: 76, marginTop: 6, marginBottom: 40,
       ariaLabel: `${label} on ${target.name}, ${rows.length} variants`,
@@ -114,7 +114,7 @@
       y: { label: null, domain: rows.map((row) => row.variant), padding: 0.34 },
       marks: [
         Plot.gridX({ stroke: "var(--line)", strokeOpacity: 1, ticks: Math.max(2, Math.floor(box.clientWidth / 120)) }),
-        Plot.axisY({ tickSize: 0, fill: "var(--ink)", textOverflow: "ellipsis-end", lineWidth: left / 12 - 1.5 }),
+        Plot.axisY({ tickSize: 0, fill: "var(--ink)", textOverflow: "ellipsis-end", lineWidth: wanted > left ? left / 12 - 1.5 : Infinity }),
         Plot.barX(rows, { x: value, y: "variant", fill: (row) => (row.kind === "picked" ? "var(--accent)" : "var(--bar)") }),
         ...(low ? [Plot.ruleY(rows, { y: "variant", x1: low, x2: high, stroke: "var(--ink)", strokeWidth: 2 })] : []),
         ...(tick ? [Plot.tickX(rows.filter((row) => tick(row) != null), { x: tick, y: "variant", stroke: "var(--ink)", strokeWidth: 1.5, insetTop: 3, insetBottom: 3 })] : []),
