@@ -66,7 +66,7 @@ def _failure(error: BaseException) -> Answer:
         return _bug(error)
     problems = getattr(error, "problems", [error])
     for problem in problems:
-        complain(str(problem), prefix="cancelled" if isinstance(problem, errors.Cancelled) else "error")
+        complain(str(problem), prefix="" if isinstance(problem, errors.Cancelled) else "error")
     if len(problems) > 1:
         complain(f"{len(problems)} problems", prefix="")
     return Answer(error.to_json(), "", error.exit_code)

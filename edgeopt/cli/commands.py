@@ -14,8 +14,11 @@ SECTIONS = {
         "plan": ("edgeopt.cli.walk:plan", "show the steps of a recipe; nothing runs"),
         "build": ("edgeopt.cli.walk:build", "make every artifact of a recipe"),
         "measure": ("edgeopt.cli.walk:measure", "score and time the artifacts of a run folder"),
-        "report": ("edgeopt.cli.walk:report", "compare what was measured and judge the gates"),
+        "report": ("edgeopt.cli.report:report", "judge the gates on what was measured, and tell it in many forms"),
         "bundle": ("edgeopt.cli.walk:bundle", "pack what was picked, with its evidence"),
+    },
+    "After it": {
+        "compare": ("edgeopt.cli.compare:compare", "hold one run against another: better, worse or the same"),
     },
     "Models": {
         "init": ("edgeopt.cli.init:init", "write a starter recipe for a model"),

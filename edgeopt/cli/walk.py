@@ -1,7 +1,8 @@
-"""The commands of the walk: run, plan, build, measure, report, bundle."""
+"""The commands of the walk: run, plan, build, measure, bundle."""
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def run(recipe: Path, output: Path | None, remeasure: bool, quiet: bool, verbose
     folder = choose_folder(loaded.name, output)
     with listen(quiet, verbose) as progress:
         report = stage(loaded, folder, remeasure=remeasure, progress=progress)
-    return _judged(report, folder)
+    return judged_answer(report, folder)
 
 
 @click.command()
@@ -82,7 +83,7 @@ def build(given: Path, output: Path | None, quiet: bool, verbose: bool) -> Answe
     from edgeopt.stages.build import build as stage
 
     if given.is_dir() or given.name == "plan.json":
-        planned, folder = _in_folder(given)
+        planned, folder = in_folder(given)
         if output:
             raise UsageError("--output and a run folder exclude each other", remedy=f"edgeopt build {given}")
     else:
@@ -109,7 +110,7 @@ def measure(folder: Path, remeasure: bool, quiet: bool, verbose: bool) -> Answer
     from edgeopt.stages.measure import measure as stage
     from edgeopt.stages.numbers import count
 
-    planned, folder = _in_folder(folder)
+    planned, folder = in_folder(folder)
     with listen(quiet, verbose) as progress:
         sessions = stage(planned, folder, remeasure=remeasure, progress=progress)
     failed = [(session, one) for session in sessions for one in session.variants if one.error]
@@ -127,22 +128,11 @@ def measure(folder: Path, remeasure: bool, quiet: bool, verbose: bool) -> Answer
 @click.command()
 @_folder
 @json_option
-def report(folder: Path) -> Answer:
-    """Compare what was measured, judge the gates, write report.json, .md, .html and junit.xml."""
-    from edgeopt.stages.report import report as stage
-
-    planned, folder = _in_folder(folder)
-    return _judged(stage(planned, folder), folder)
-
-
-@click.command()
-@_folder
-@json_option
 def bundle(folder: Path) -> Answer:
     """Pack each target's pick: artifact, manifest, golden outputs, evidence."""
     from edgeopt.stages.bundle import bundle as stage
 
-    planned, folder = _in_folder(folder)
+    planned, folder = in_folder(folder)
     paths = stage(planned, folder)
     return Answer([str(path) for path in paths], "\n".join(map(shown, paths)) or "nothing was picked, so there is nothing to bundle")
 
@@ -154,7 +144,7 @@ def _planned(recipe: Path) -> Plan:
     return stage(load(recipe))
 
 
-def _in_folder(given: Path) -> tuple[Plan, Path]:
+def in_folder(given: Path) -> tuple[Plan, Path]:
     """The plan in a run folder; naming a file inside it is as good."""
     from pydantic import ValidationError
 
@@ -177,7 +167,7 @@ def _in_folder(given: Path) -> tuple[Plan, Path]:
         raise UsageError(f"{folder / 'plan.json'} is damaged, or of another version of edgeopt", remedy=remedy) from None
 
 
-def _judged(report: Report, folder: Path) -> Answer:
+def judged_answer(report: Report, folder: Path) -> Answer:
     def words() -> str:
         from edgeopt.cli.table import table
 
@@ -203,7 +193,8 @@ def _steps(plan: Plan, stored: set[str], output: Path | None) -> str:
             names = [f"{'· ' if step.key in stored else ''}{step.plug if step.kind == 'pass' else 'compile'}" for step in made]
             lines += _folded(f"  {row.variant:<{name_width}}  ", names)
             if row.unavailable:
-                lines.append(f"  {'':<{name_width}}  {styled(f'unavailable: {row.unavailable}', fg='yellow')}")
+                told = textwrap.wrap(f"unavailable: {row.unavailable}", max(width() - name_width - 4, 40))
+                lines += [f"  {'':<{name_width}}  {styled(line, fg='yellow')}" for line in told]
     for text in dict.fromkeys(ref.synthetic for ref in plan.data.values()):
         lines += ["", styled(text, fg="yellow")] if text else []
     lines += ["", f"plan: {shown(output / 'plan.json')}"] if output else []

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from edgeopt.core.gate import Gate
 from edgeopt.core.protocols import Options
-from edgeopt.core.recipe import Gate, Measuring, PlugUse
+from edgeopt.core.recipe import Measuring, PlugUse
 from edgeopt.core.target import Need, Target
 
 

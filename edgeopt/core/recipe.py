@@ -13,11 +13,8 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from edgeopt.core import digest, registry, target
 from edgeopt.core.checks import NAME_PATTERN, in_order, problems_of, shown
 from edgeopt.core.errors import EdgeoptError, Place, RecipeErrors, UsageError, did_you_mean
-from edgeopt.core.gate import Gate as Gate
-from edgeopt.core.model import FileRef as FileRef
-from edgeopt.core.model import Model as Model
-from edgeopt.core.model import TorchModel as TorchModel
-from edgeopt.core.model import WeightsRef as WeightsRef
+from edgeopt.core.gate import Gate
+from edgeopt.core.model import Model
 from edgeopt.core.places import Document, read_yaml
 from edgeopt.core.protocols import SPLITS, Options
 from edgeopt.core.target import Need, Target

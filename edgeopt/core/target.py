@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -59,22 +60,24 @@ def load(name: str, base: Path, place: Place | None = None) -> Target:
     own = base / name
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return parse(read_yaml(own, shown=name, missing="check the path: it is relative to the recipe's folder"))
-    path = folder() / f"{name}.yaml"
-    if not path.is_file():
+    if name not in shipped():
         raise UsageError(f"unknown target '{name}'", place=place, remedy=f"{did_you_mean(name, shipped())} (see `edgeopt targets`)")
-    return parse(read_yaml(path))
+    return parse(read_yaml(folder() / f"{name}.yaml"))
 
 
 def extend(document: Document, base: Path) -> Target:
     """An inline target `{extends: NAME, field: value}`."""
     fields = dict(document.value)
-    parent = load(str(fields.pop("extends")), base, document.place(("extends",)))
+    name, place = fields.pop("extends"), document.place(("extends",))
+    if not isinstance(name, str):
+        raise UsageError("extends should be the name of a target", place=place, remedy=f"known here: {', '.join(shipped())}")
+    parent = load(name, base, place)
     changed = {**parent.model_dump(), **fields}
     if "options" in fields and isinstance(fields["options"], dict):
         changed["options"] = {**parent.options, **fields["options"]}
     if "name" not in fields and fields:
         marks = "-".join(f"{key}{value}" for key, value in sorted(fields.items()) if not isinstance(value, dict))
-        changed["name"] = f"{parent.name}-{marks or 'custom'}"
+        changed["name"] = f"{parent.name}-{re.sub('[^A-Za-z0-9._-]+', '', marks) or 'custom'}"
     return parse(document.below((), changed))
 
 

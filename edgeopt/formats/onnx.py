@@ -190,7 +190,8 @@ def examples(signature: Signature, seed: int = 0, sizes: Mapping[str, int] | Non
     import numpy as np
 
     numbers = np.random.default_rng(seed)
-    known: dict[int | str | None, int] = {signature.batch_symbol: 2, **(sizes or {})}
+    known: dict[int | str | None, int] = {signature.batch_symbol: 2}
+    known.update(sizes or {})
     feeds: Feeds = {}
     for spec in signature.inputs:
         shape = [size if isinstance(size, int) else known.get(size, other) for size in spec.shape]

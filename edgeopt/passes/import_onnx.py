@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import UntrustedError, UsageError
+from edgeopt.core.model import FileRef
 from edgeopt.core.protocols import Context, Pass
-from edgeopt.core.recipe import FileRef
 from edgeopt.formats import onnx as onnx_format
 
 if TYPE_CHECKING:

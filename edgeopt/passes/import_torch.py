@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeopt.core import registry, usercode
 from edgeopt.core.artifact import Artifact, TensorSpec
 from edgeopt.core.errors import UntrustedError, UsageError, did_you_mean
+from edgeopt.core.model import TorchModel, WeightsRef
 from edgeopt.core.protocols import Context, Pass
-from edgeopt.core.recipe import TorchModel, WeightsRef
 from edgeopt.formats import torch as torch_format
 
 if TYPE_CHECKING:

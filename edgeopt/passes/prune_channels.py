@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -67,57 +68,57 @@ class PruneChannels(Pass, accepts="torch", produces="torch", needs=("torch", "to
 
     def _prune(self, whole: _Subject, fixed: dict[str, str], ctx: Context) -> _Subject:
         """A pruned copy. Adds to `fixed`, why by layer, what cannot be pruned."""
-        groups = []
-        for group in whole.groups(self.importance, self.round_to):
-            held = next((name for name in group.outward if name in fixed), None)
-            if reason := group.refusal or (f"tied to {held}" if held else ""):
-                fixed.setdefault(group.name, reason)
+        parts = []
+        for part in whole.parts(self.importance, self.round_to):
+            held = next((name for name in part.outward if name in fixed), None)
+            if reason := part.refusal or (f"tied to {held}" if held else ""):
+                fixed.setdefault(part.name, reason)
             else:
-                groups.append(group)
+                parts.append(part)
         while True:
-            chosen = self._choose(whole, groups, fixed)
             copy = whole.copy()
-            ctx.progress(0, 0, f"removing channels in {len(chosen)} groups of layers")
-            problem = copy.cut(chosen)
+            ctx.progress(0, 0, "removing channels")
+            problem = copy.cut(self._choose(whole, parts, fixed))
             if not problem:
                 return copy
-            # Something in the model counts on a size: find the groups that can not even be cut alone.
-            refused = {}
-            for done, group in enumerate(groups):
-                ctx.progress(done, len(groups), f"trying {group.name}")
-                if reason := whole.copy().cut({group.name: group.indices(group.steps()[0][2])}):
-                    refused[group.name] = reason
-            if not refused:
+            # Something in the model counts on a size: find the channels that can not even be cut alone.
+            able = []
+            for done, part in enumerate(parts):
+                ctx.progress(done, len(parts), f"trying {part.name}")
+                if reason := whole.copy().cut([(part, part.steps()[0][2])]):
+                    fixed[part.name] = reason
+                else:
+                    able.append(part)
+            if len(able) == len(parts):
                 raise StepError(f"the model cannot be pruned: {problem}", remedy="name the layers that must stay under `keep`")
-            fixed.update(refused)
-            groups = [group for group in groups if group.name not in refused]
+            parts = able
 
-    def _choose(self, whole: _Subject, groups: list[_Group], fixed: dict[str, str]) -> dict[str, list[int]]:
-        """The channels that each group loses, so that all shrink evenly and the MACs come close below the goal."""
+    def _choose(self, whole: _Subject, parts: list[_Part], fixed: dict[str, str]) -> list[tuple[_Part, int]]:
+        """How many units each part loses, so that all shrink evenly and the MACs come close below the goal."""
         macs, sizes = whole.macs(), whole.sizes()
         total = sum(macs.values())
 
-        def share(lost: dict[str, int]) -> float:
-            return _macs_left(macs, sizes, groups, lost) / total
+        def share(lost: dict[int, int]) -> float:
+            return _macs_left(macs, sizes, [(parts[index], count) for index, count in lost.items()]) / total
 
-        steps = sorted(((at, cost, group.name, lost) for group in groups for at, cost, lost in group.steps()), key=lambda step: step[:2])
-        short: dict[str, int] = dict.fromkeys((group.name for group in groups), 0)
+        steps = sorted((at, cost, index, count) for index, part in enumerate(parts) for at, cost, count in part.steps())
+        short: dict[int, int] = {}
         while steps and share(short | {steps[0][2]: steps[0][3]}) > self.macs:
-            _, _, name, lost = steps.pop(0)
-            short[name] = lost
+            _, _, index, count = steps.pop(0)
+            short[index] = count
         if not steps:
-            raise self._unreachable(share(short), any(short.values()), fixed)
+            raise self._unreachable(share(short), bool(short), fixed)
         # The next step suffices and may go far below the goal: look whether steps soon after it come closer.
         best = short | {steps[0][2]: steps[0][3]}
-        for at, _, name, lost in steps:
-            trial = short | {name: lost}
+        for at, _, index, count in steps:
+            trial = short | {index: count}
             if at > _EVENLY * steps[0][0]:
                 break
             if share(trial) > self.macs:
                 short = trial
             elif share(trial) > share(best):
                 best = trial
-        return {group.name: group.indices(best[group.name]) for group in groups if best[group.name]}
+        return [(parts[index], count) for index, count in best.items()]
 
     def _unreachable(self, nearest: float, some: bool, fixed: dict[str, str]) -> StepError:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(fixed.items())[:5])
@@ -133,31 +134,31 @@ class PruneChannels(Pass, accepts="torch", produces="torch", needs=("torch", "to
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Channels of several layers that go together. A unit is what goes at once: one channel of each of `ways` channel groups."""
+class _Part:
+    """Channels that go through the same layers. A unit is what goes at once: one channel of each of `ways` channel groups.
+
+    Tied layers make a group, cut by its `root`; where some of them are concatenated it has several parts.
+    """
 
     name: str
-    units: int
-    ways: int
-    step: int
-    order: tuple[int, ...]  # units, the least important first
-    scores: tuple[float, ...]  # their importance, in that order; the mean of a group is 1
-    inward: dict[str, float]  # input channels that a layer loses per unit
-    outward: dict[str, float]  # output channels
+    root: str
+    order: tuple[tuple[int, ...], ...] = ()  # the root's channels by unit, the least important first
+    scores: tuple[float, ...] = ()  # their importance, in that order; the mean of a group is 1
+    step: int = 1
+    inward: dict[str, int] = field(default_factory=dict)  # input channels that a layer loses per unit
+    outward: dict[str, int] = field(default_factory=dict)  # output channels
     refusal: str = ""
 
     def steps(self) -> list[tuple[float, float, int]]:
         """(share of units gone halfway through the step, mean importance of what goes, units gone afterwards) of each step."""
-        least = max(self.step, math.ceil(self.units * _LEAST_KEPT / self.step) * self.step)
+        units = len(self.order)
+        least = max(self.step, math.ceil(units * _LEAST_KEPT / self.step) * self.step)
         found, lost = [], 0
-        for kept in range((self.units - 1) // self.step * self.step, least - 1, -self.step):
-            gone = self.units - kept
-            found.append(((lost + gone) / 2 / self.units, sum(self.scores[lost:gone]) / (gone - lost), gone))
+        for kept in range((units - 1) // self.step * self.step, least - 1, -self.step):
+            gone = units - kept
+            found.append(((lost + gone) / 2 / units, sum(self.scores[lost:gone]) / (gone - lost), gone))
             lost = gone
         return found
-
-    def indices(self, count: int) -> list[int]:
-        return sorted(way * self.units + unit for way in range(self.ways) for unit in self.order[:count])
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ class _Subject:
                 output_transform=lambda value: [one * 1 for one in self.outputs(value) if one.grad_fn is not None],
             )
 
-    def groups(self, importance: str, round_to: int) -> list[_Group]:
+    def parts(self, importance: str, round_to: int) -> list[_Part]:
         """Every set of tied channels, ranked."""
         import torch_pruning
 
@@ -238,16 +239,19 @@ class _Subject:
                 f"the model's channels cannot be followed: {error}", remedy="leave prune-channels out for this model"
             ) from error
         names = {one: name for name, one in self.layers().items()}
-        return [_describe(graph, group, names, _rank(scorer, group), round_to) for group in found]
+        return [part for group in found for part in _parts(graph, group, names, _rank(scorer, group), round_to)]
 
-    def cut(self, chosen: Mapping[str, list[int]]) -> str:
-        """Remove channels by the name of the group's first layer. Returns why the model broke, or an empty string."""
+    def cut(self, chosen: list[tuple[_Part, int]]) -> str:
+        """Remove so many units of each part. Returns why the model broke, or an empty string."""
         layers, before, shared = self.layers(), self.shapes(), _shared(self.module)
+        channels: dict[str, list[int]] = {}
+        for part, count in chosen:
+            channels.setdefault(part.root, []).extend(channel for unit in part.order[:count] for channel in unit)
         try:
             graph = self.graph()
-            for name, indices in chosen.items():
-                function = graph.get_pruner_of_module(layers[name]).prune_out_channels
-                graph.get_pruning_group(layers[name], function, indices).prune()
+            for root, indices in channels.items():
+                function = graph.get_pruner_of_module(layers[root]).prune_out_channels
+                graph.get_pruning_group(layers[root], function, sorted(indices)).prune()
             after = self.shapes()
         except Exception as error:  # noqa: BLE001 (a model that counts on a size raises anything)
             return f"the model counts on its size ({(str(error) or type(error).__name__).splitlines()[0]})"
@@ -256,48 +260,51 @@ class _Subject:
         return "" if before == after else "an output would change its shape"
 
 
-def _describe(graph: Any, group: Any, names: Mapping[Any, str], scores: Tensor | None, round_to: int) -> _Group:
-    """What is known of one of torch-pruning's groups; `scores` ranks its channels."""
+def _parts(graph: Any, group: Any, names: Mapping[Any, str], scores: Tensor | None, round_to: int) -> list[_Part]:
+    """The parts of one of torch-pruning's groups; `scores` ranks its channels."""
     from torch import nn
     from torch.nn.modules.conv import _ConvNd
 
     root = group[0].dep.target.module
     channels, ways, ends = graph.get_out_channels(root), 1, False
-    inward: dict[str, float] = {}
-    outward: dict[str, float] = {}
-    for dep, indices in group:
-        layer, out = dep.target.module, graph.is_out_channel_pruning_fn(dep.handler)
-        ends = ends or (out and not dep.target.outputs)
+    through: list[Counter[tuple[bool, str]]] = [Counter() for _ in range(channels)]
+    for item in group:
+        layer, out = item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler)
+        ends = ends or (out and not item.dep.target.outputs)
         if isinstance(layer, nn.GroupNorm):
             ways = math.lcm(ways, layer.num_groups)
         elif isinstance(layer, nn.MultiheadAttention):
             ways = math.lcm(ways, layer.num_heads)  # every head loses the same places
         elif isinstance(layer, _ConvNd) and 1 < layer.groups < layer.out_channels:
             ways = math.lcm(ways, layer.groups)
-        if layer in names:
-            side = outward if out else inward
-            side[names[layer]] = side.get(names[layer], 0) + len(indices)
-    units = channels // ways
-    refusal = ""
-    if ends:
-        refusal = "it makes an output"
-    elif channels % ways:
-        refusal = f"{channels} channels do not divide into {ways} channel groups"
-    elif scores is None:
-        refusal = "nothing ranks its channels"
-    ranked = scores.view(ways, -1).mean(dim=0) if scores is not None and not refusal else None
-    made = _Group(
-        name=names[root],
-        units=units,
-        ways=ways,
-        step=round_to // math.gcd(round_to, ways),
-        order=tuple(ranked.argsort(stable=True).tolist()) if ranked is not None else (),
-        scores=tuple(ranked.sort(stable=True).values.tolist()) if ranked is not None else (),
-        inward={name: count / units for name, count in inward.items()},
-        outward={name: count / units for name, count in outward.items()},
-        refusal=refusal,
-    )
-    return made if refusal or made.steps() else replace(made, refusal=f"only {channels} channels")
+        for channel in item.root_idxs if layer in names else ():
+            through[channel if channel is not None else 0][out, names[layer]] += 1
+    refusal = "it makes an output" if ends else "its channels cannot be ranked" if scores is None else ""
+    if channels % ways:
+        refusal = refusal or f"its {channels} channels do not divide into {ways} groups"
+    if refusal or scores is None:
+        return [_Part(names[root], names[root], outward={name: 1 for out, name in through[0] if out}, refusal=refusal)]
+    units = [tuple(range(first, channels, channels // ways)) for first in range(channels // ways)]
+    rank = {unit: float(scores[list(unit)].mean()) for unit in units}
+    alike: dict[frozenset[Any], list[tuple[int, ...]]] = {}
+    for unit in sorted(units, key=rank.__getitem__):
+        layers = sum((through[channel] for channel in unit), Counter())
+        alike.setdefault(frozenset(layers.items()), []).append(unit)
+    parts = []
+    for layers, order in alike.items():
+        inward, outward = ({name: count for (out, name), count in layers if out == side} for side in (False, True))
+        alone = [layer for layer, name in names.items() if name in outward and graph.get_out_channels(layer) == len(order) * ways]
+        part = _Part(
+            name=names[root] if root in alone or not alone else names[alone[0]],
+            root=names[root],
+            order=tuple(order),
+            scores=tuple(rank[unit] for unit in order),
+            step=round_to // math.gcd(round_to, ways),
+            inward=inward,
+            outward=outward,
+        )
+        parts.append(part if part.steps() else replace(part, refusal=f"only {len(order) * ways} channels"))
+    return parts
 
 
 def _rank(scorer: Any, group: Any) -> Tensor | None:
@@ -317,15 +324,14 @@ def _shared(module: nn.Module) -> set[frozenset[str]]:
     return {frozenset(names) for names in by_id.values() if len(names) > 1}
 
 
-def _macs_left(macs: dict[str, int], sizes: dict[str, tuple[int, int]], groups: list[_Group], lost: dict[str, int]) -> float:
-    """MACs after so many units of each group are gone: a layer's shrink with its inputs and with its outputs."""
+def _macs_left(macs: dict[str, int], sizes: dict[str, tuple[int, int]], chosen: list[tuple[_Part, int]]) -> float:
+    """MACs after so many units of each part are gone: a layer's shrink with its inputs and with its outputs."""
     total = 0.0
     for name, count in macs.items():
-        share = 1.0
-        for side, channels in enumerate(sizes[name]):
-            gone = sum((group.outward if side else group.inward).get(name, 0) * lost[group.name] for group in groups)
-            share *= 1 - gone / channels
-        total += count * share
+        inner, outer = sizes[name]
+        gone_in = sum(part.inward.get(name, 0) * lost for part, lost in chosen)
+        gone_out = sum(part.outward.get(name, 0) * lost for part, lost in chosen)
+        total += count * (1 - gone_in / inner) * (1 - gone_out / outer)
     return total
 
 

@@ -51,7 +51,7 @@ def _parameters(stored: dict[str, int]) -> int:
 
 
 def _onnx(path: Path) -> dict[str, Any]:
-    onnx = registry.need("onnx", "onnxruntime")
+    onnx = registry.need("onnx", "all")
     try:
         model = onnx.load(path, load_external_data=False)
         signature = registry.load("formats", "onnx")().signature(path)
@@ -97,7 +97,7 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 def _macs(model: ModelProto) -> int | None:
     """Multiply-accumulates of one sample; None when a shape stays open or layers stand in a loop's body."""
-    onnx = registry.need("onnx", "onnxruntime")
+    onnx = registry.need("onnx", "all")
     heavy = ("Conv", "ConvTranspose", "Gemm", "MatMul")
     bodies = [graph for graph in _graphs(model.graph) if graph is not model.graph]
     if any(node.op_type in heavy for body in bodies for node in body.node):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from edgeopt.core.comparison import Change, Comparison, RowChange
+from edgeopt.core.comparison import Change, Comparison, RowChange, Verdict
 from edgeopt.stages.markdown import escaped, grid
 from edgeopt.stages.numbers import NONE, count, decimals, interval, number
 
-ORDER = ("worse", "better", "not comparable", "same")
+ORDER: tuple[Verdict, ...] = ("worse", "better", "not comparable", "same")
 READ_ME = (
     "Intervals hold at 95 % for all rows of a figure together; for times they include what two copies of one artifact read apart. "
     "“same” means that the interval holds no change: too small a change to be shown here, not none."
@@ -33,8 +33,8 @@ def moved(change: Change) -> str:
     if change.change is None:
         return ""
     if change.kind == "score" and not _is_share(change):
-        ends = change.ci95 or (change.change, change.change)
-        places = 1 if change.unit == "dB" else decimals(max(map(abs, ends)) or change.change)
+        largest = max(map(abs, change.ci95 or (change.change,)))
+        places = 1 if change.unit == "dB" else decimals(largest)
         return f"{number(change.change, places, signed=True)} {change.unit} {interval(change.ci95, places, signed=True)}".replace(
             "  ", " "
         ).strip()
@@ -54,7 +54,7 @@ def sentence(row: RowChange, change: Change) -> str:
 def tally(comparison: Comparison) -> str:
     """ "1 worse, 3 better, 12 the same; 1 row only in the new report"."""
     counts = Counter(change.verdict for row in comparison.rows for change in row.changes)
-    names = {"same": "the same"}
+    names: dict[Verdict, str] = {"same": "the same"}
     told = ", ".join(f"{counts[verdict]} {names.get(verdict, verdict)}" for verdict in ORDER if counts[verdict])
     sides = Counter(row.found for row in comparison.rows)
     rows = [f"{count(sides[side], 'row')} only in the {side} report" for side in ("old", "new") if sides[side]]
@@ -77,15 +77,9 @@ def markdown(comparison: Comparison) -> str:
     if comparison.notes:
         parts.append("\n".join(f"- {escaped(note)}" for note in comparison.notes))
     head = ["variant", "target", "figure", "old → new", "change", "verdict"]
-    for title, verdicts in (
-        ("Worse", ("worse",)),
-        ("Better", ("better",)),
-        ("Not comparable", ("not comparable",)),
-        ("The same", ("same",)),
-    ):
-        found = comparison.of(*verdicts)  # type: ignore[arg-type]
-        if found:
-            parts += [f"## {title}", grid(head, (_cells(row, change) for row, change in found), head[3:5])]
+    for verdict in ORDER:
+        if found := comparison.of(verdict):
+            parts += [f"## {verdict.capitalize()}", grid(head, (_cells(row, change) for row, change in found), head[3:5])]
     apart = [
         f"- {escaped(f'{row.variant} on {row.target}')}: only in the {row.found} report" for row in comparison.rows if row.found != "both"
     ]

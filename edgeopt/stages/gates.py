@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeopt.core.recipe import Gate
+from edgeopt.core.gate import Gate
 from edgeopt.core.report import GateResult, GateVerdict, Row
 from edgeopt.core.session import Interval
 

@@ -18,10 +18,19 @@ from edgeopt.stages.words import Words
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit(report: Report) -> str:
-    """A report as one JUnit document: one suite per target."""
+def junit(*reports: Report) -> str:
+    """Reports as one JUnit document: one suite per target."""
+    names = " ".join(dict.fromkeys(report.recipe.name for report in reports))
+    root = xml.Element("testsuites", {"name": _clean(f"edgeopt {names}")})
+    for report in reports:
+        _suites(root, report)
+    _count(root)
+    xml.indent(root)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{xml.tostring(root, encoding="unicode")}\n'
+
+
+def _suites(root: xml.Element, report: Report) -> None:
     words = Words(report)
-    root = xml.Element("testsuites", {"name": _clean(f"edgeopt {report.recipe.name}")})
     for target in report.targets:
         suite = xml.SubElement(
             root, "testsuite", {"name": _clean(target.name), "timestamp": report.created_at[:19], "hostname": "localhost"}
@@ -36,9 +45,6 @@ def junit(report: Report) -> str:
         for row in words.rows[target.name]:
             _row(words, report, suite, row)
         _count(suite)
-    _count(root)
-    xml.indent(root)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{xml.tostring(root, encoding="unicode")}\n'
 
 
 def _row(words: Words, report: Report, suite: xml.Element, row: Row) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from edgeopt import __version__
 from edgeopt.core import machine
 from edgeopt.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_MISSING, combine
+from edgeopt.core.gate import Gate
 from edgeopt.core.plan import Plan, PlanTarget
-from edgeopt.core.recipe import Gate
 from edgeopt.core.report import ArtifactInfo, GateResult, RecipeInfo, Report, Row, TargetInfo
 from edgeopt.core.session import Measured, Session
 from edgeopt.stages import gates, html, junit, markdown

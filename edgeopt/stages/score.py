@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,11 @@ from edgeopt.core.store import Store
 from edgeopt.stages import statistics, survey
 from edgeopt.stages.children import Child
 
+_Batch = tuple[dict[str, Any], list[Any]]
+
+# A process runs this many batches, or this many bytes of them, before the next one's turn.
+CHUNK, CHUNK_BYTES = 64, 64_000_000
+
 
 def score(
     plan: Plan, target: str, rows: dict[str, Path], folder: Path, store: Store, progress: Callable[[int, int, str], None]
@@ -27,7 +32,7 @@ def score(
     """Score all variants of a target together; per-sample values go to `folder/scores.npz`.
 
     Returns {"scores": {variant: {label: ScoreValue}}, "errors": {variant: error}}. The reference is
-    walked first, so that scores against it need no stored outputs: memory stays that of one batch.
+    walked first, so that scores against it need no stored outputs: memory stays that of one chunk.
     """
     used = plan.target_of(target)
     ordered = {plan.reference: rows[plan.reference], **rows} if plan.reference in rows else rows
@@ -47,13 +52,14 @@ def score(
                 children[variant] = child
             except EdgeoptError as error:
                 errors[variant] = error
-        for feeds, labels in split.batches(used.target.batch):
+        for chunk in _chunks(split.batches(used.target.batch)):
             reference: list[dict[str, Any]] | None = None
+            labels = [label for _, some in chunk for label in some]
             for variant, child in children.items():
                 if variant in errors:
                     continue
                 try:
-                    outputs = _split(child.ask("infer", arrays=feeds)[1], len(labels), artifacts[variant].signature, seen)
+                    outputs = _through(child, chunk, artifacts[variant].signature, seen)
                 except UsageError:
                     raise
                 except EdgeoptError as error:
@@ -86,6 +92,30 @@ def _scores(plan: Plan, signature: Signature) -> dict[str, Score]:
         made: Score = registry.load("scores", use.name).model_validate(use.options)
         made.ready(Path(plan.base))
         found[str(use.options.get("label") or use.name)] = made
+    return found
+
+
+def _chunks(batches: Iterator[_Batch]) -> Iterator[list[_Batch]]:
+    """Batches in heaps of bounded size, so that a process runs for a while before the next one's turn."""
+    heap: list[_Batch] = []
+    size = 0
+    for feeds, labels in batches:
+        heap.append((feeds, labels))
+        size += sum(array.nbytes for array in feeds.values())
+        if len(heap) == CHUNK or size > CHUNK_BYTES:
+            yield heap
+            heap, size = [], 0
+    if heap:
+        yield heap
+
+
+def _through(child: Child, chunk: list[_Batch], signature: Signature, seen: int) -> list[dict[str, Any]]:
+    """The outputs of one process sample by sample; it is frozen when it is not its turn, as in timing."""
+    child.thaw()
+    found: list[dict[str, Any]] = []
+    for feeds, labels in chunk:
+        found += _split(child.ask("infer", arrays=feeds)[1], len(labels), signature, seen + len(found))
+    child.freeze()
     return found
 
 

@@ -59,7 +59,8 @@ def several(kind):
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embedding, self.middle, self.wide, self.head = nn.Embedding(20, 8), nn.Linear(8, 32), nn.Linear(32, 8), nn.Linear(8, 20, bias=False)
+        self.embedding, self.middle, self.wide = nn.Embedding(20, 8), nn.Linear(8, 32), nn.Linear(32, 8)
+        self.head = nn.Linear(8, 20, bias=False)
         self.head.weight = self.embedding.weight
 
     def forward(self, tokens):
@@ -68,7 +69,8 @@ class Tied(nn.Module):
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed, self.qkv, self.out, self.up, self.down = (nn.Linear(*size) for size in [(8, 32), (32, 96), (32, 32), (32, 64), (64, 32)])
+        self.embed, self.qkv, self.out = nn.Linear(8, 32), nn.Linear(32, 96), nn.Linear(32, 32)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
         self.head = nn.Linear(32, 3)
 
     def forward(self, x):

@@ -326,7 +326,7 @@ def test_a_stopped_command_says_so_in_one_line(folder: Path, store: Path, sent: 
     out, err = process.communicate(timeout=30)
     assert process.returncode == code
     assert "Traceback" not in err
-    assert "cancelled: " in err
+    assert "cancelled\n  → run the same command again" in err
     assert json.loads(out)["exit_code"] == code
 
 

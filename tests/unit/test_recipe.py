@@ -388,6 +388,11 @@ def test_every_shipped_target_is_read() -> None:
         assert target.load(name, Path()).name == name
 
 
+def test_a_source_is_given_once() -> None:
+    head, _ = only(changed("random: normal", "random: normal, source: x"))
+    assert head == "6:3: data.evaluate: 'source' stands beside random, which is the source"
+
+
 def test_a_missing_recipe_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         recipe.load(tmp_path / "none.yaml")

@@ -1,0 +1,125 @@
+"""Which TensorRT is here, and can it build or run: looked at in a child, because a library may crash the process that asks.
+
+Two products with twin APIs: `tensorrt` (10.x and 11.x; needs a GPU to build) and `rtx` (the package
+`tensorrt_rtx`; builds without one). `python -m edgeopt.runner.tensorrt_library PRODUCT` is that child.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+PACKAGES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+EXTRAS = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
+TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
+_LESSER = {"tensorrt": ("tensorrt_lean", "tensorrt_dispatch"), "rtx": ()}
+_NO_DEVICE = 100
+
+
+class Finding(NamedTuple):
+    """`library`: why the product cannot be used, or empty; `gpu`: why no GPU can, or empty; its version, the driver's CUDA and the GPUs."""
+
+    library: str
+    gpu: str
+    version: str = ""
+    cuda: int = 0
+    gpus: tuple[dict[str, Any], ...] = ()
+
+
+@cache
+def look(product: str) -> Finding:
+    """What is here for a product; asked once per process, in a child."""
+    asked = [sys.executable, "-m", "edgeopt.runner.tensorrt_library", product]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        return Finding(f"{TITLES[product]} crashes when it is imported: {_last(done.stderr)}", "", gpus=())
+    return Finding(**{**found, "gpus": tuple(found["gpus"])})
+
+
+def why_not_build(product: str) -> str:
+    """Why engines of a product cannot be built here, or an empty string. RTX builds without a GPU."""
+    found = look(product)
+    return found.library or ("" if product == "rtx" else found.gpu and f"{TITLES[product]} builds on the GPU it builds for: {found.gpu}")
+
+
+def why_not_run(product: str) -> str:
+    """Why engines of a product cannot run here, or an empty string."""
+    found = look(product)
+    return found.library or found.gpu
+
+
+def load(product: str) -> Any:
+    """The product's module. Call it where a crash can be borne."""
+    return import_module(PACKAGES[product])
+
+
+def library_problem(product: str) -> str:
+    """Why the product's package does not load, or an empty string. Imports it."""
+    package, title = PACKAGES[product], TITLES[product]
+    spec = find_spec(package)
+    install = f"pip install 'edgeopt[{EXTRAS[product]}]'"
+    if spec is None or not spec.origin:  # a folder without code: type stubs leave one
+        lesser = [name for name in _LESSER[product] if (one := find_spec(name)) and one.origin]
+        if lesser:
+            return f"only {lesser[0]} is here: it runs version-compatible engines and cannot build: {install}"
+        return f"{title} is not installed: {install}"
+    try:
+        module = import_module(package)
+    except ImportError as error:
+        said = str(error)
+        if ".so" in said or ".dll" in said or "DLL" in said:
+            return f"the Python binding of {title} is here without its libraries ({said.split(':')[0]}): {install}"
+        return f"{title} cannot be imported: {said}"
+    if not hasattr(module, "Builder"):
+        return f"this {package} cannot build engines (it has no Builder): {install}"
+    return ""
+
+
+def gpu_problem() -> tuple[str, int, list[dict[str, Any]]]:
+    """Why no GPU can be used here (or empty), the driver's CUDA version (13020 for 13.2) and the GPUs. Asks the driver itself."""
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver is here (libcuda is missing)", 0, []
+    code = cuda.cuInit(0)
+    if code:
+        reason = "it sees no GPU" if code == _NO_DEVICE else f"it refuses: cuInit answers {code}"
+        return f"an NVIDIA driver is here, but {reason}", 0, []
+    version, count = ctypes.c_int(), ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    gpus = [_gpu(cuda, index) for index in range(count.value)]
+    return "" if gpus else "an NVIDIA driver is here, but it sees no GPU", version.value, gpus
+
+
+def _gpu(cuda: Any, index: int) -> dict[str, Any]:
+    """A GPU's name and compute capability; attributes 75 and 76 of cuDeviceGetAttribute are its two halves."""
+    name, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
+    cuda.cuDeviceGetName(name, 256, index)
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, index)
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, index)
+    return {"name": name.value.decode(errors="replace"), "compute_capability": f"{major.value}.{minor.value}"}
+
+
+def _last(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "it says nothing"
+
+
+def _main(product: str) -> None:
+    library = library_problem(product)
+    gpu, cuda, gpus = gpu_problem()
+    version = "" if library else str(load(product).__version__)
+    print(json.dumps(Finding(library, gpu, version, cuda, tuple(gpus))._asdict()), flush=True)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

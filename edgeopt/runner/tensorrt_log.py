@@ -1,0 +1,120 @@
+"""What TensorRT says: one logger for the process, and what an error of its means to the user.
+
+A failed build returns nothing but None, its reason is only in the log; some misuse logs an error and
+still returns an engine. So whoever calls TensorRT here collects what it logs and lets `problem` judge.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from edgeopt.runner import Problem
+
+
+class Line(NamedTuple):
+    severity: str  # INTERNAL_ERROR, ERROR, WARNING, INFO or VERBOSE
+    text: str
+
+
+_sinks: list[list[Line]] = []
+_loggers: dict[str, Any] = {}
+
+# Without a driver every error of the API is followed by this one; it says nothing of the model.
+_NO_DRIVER = re.compile(r"^.*(cudaError 35|CUDA driver version is insufficient).*$\n?", re.MULTILINE)
+_FRAME = re.compile(r"While parsing node number|--- (Begin|End) node ---")
+_PLACES = re.compile(r"\s*In \w+ at /_src/\S+|\[\w+\.(cpp|h):\d+: \w+\] |^[\w:\[\].]+: Error Code \d+: [\w ]*?(?=[(\[A-Z])|^\w+\.cpp:\d+: (ERROR: )?")
+_CULPRIT = re.compile(r"operation '([^']+)'|Node name: (\S+)|Invalid Node - (\S+)|(?:for node|at node) '?([\w./:]+)|initializer: (?!In node)(\S+)")
+
+S8 = "quantize it with quantize-int8 for this target (int8: s8s8)"
+_HALF = "put cast-fp16 in the variant, or leave 7.5 out of compute_capabilities"
+# What a line of the log means: a pattern, the cause ({0} is its first group) and what to do.
+_MEANINGS = (
+    (r"operation '([^']+)' for Turing.*FP32 GEMM", "'{0}' multiplies FP32 matrices, and Turing (7.5) has no kernel for it", _HALF),
+    (r"target\(s\) ([\w, ]+), because.*HW-specific datatypes: b16", "BFLOAT16 does not run on {0}", "use cast-fp16 instead, or newer GPUs"),
+    (r"target\(s\) ([\w, ]+), because.*HW-specific datatypes: fp8", "FLOAT8 does not run on {0}", S8),
+    (r"target\(s\) ([\w, ]+), because.*HW-specific datatypes: (\w+)", "{1} does not run on {0}", "leave those GPUs out of compute_capabilities"),
+    (r"within workspace limit|[Ii]nsufficient (memory|workspace)", "the workspace is too small for a layer", "raise workspace_mb, or leave it out"),
+    (r"no optimization profile", "an axis may vary and no range is given for it", "give its range: options: {profiles: {AXIS: [min, opt, max]}}"),
+    (r"[Nn]on-zero zero point|shiftIsAllZeros", "a zero point is not 0", S8),
+    (r"UINT8 types? for|input type of UINT8", "UINT8 is used inside the model", S8),
+    (r"has type Int32 but must have type|QuantizeLinear.*INT32", "INT32 is dequantized (a quantized bias)", S8),
+    (r"Scale coefficients must all be positive", "a scale is not above 0", S8),
+    (r"must have (same|identical) (input )?types", "floats of different widths meet in one node", "put cast-fp16 before quantize-int8, or leave it out"),
+    (r"creator.*(Plugin|was) not found|Plugin not found", "TensorRT has no such operator", "export with operators of ONNX, or put simplify first"),
+    (r"no runners that implement it|[Cc]ould not find any implementation", "there is no kernel for a node", "simplify the model, or leave this target out"),
+    (r"Unable to load library: (\S+):", "{0} is needed for version-compatible engines and is not here", "leave version_compatible out"),
+    (r"Failed to import initializer: (?!In node)(\S+)|cannot be imported", "'{0}' has a type that TensorRT does not know", S8),
+    (r"onnxDtype|[Uu]nsupported (ONNX )?data ?type|convertDtype", "a tensor has a type that TensorRT does not know", "cast inputs to float32, int32 or int64 on export"),
+    (r"Version tag does not match|version mismatch|incompatible .*version", "the engine was built by another version", "build it here again"),
+)  # fmt: skip
+
+
+def logger(trt: Any) -> Any:
+    """The process's one logger for a product: TensorRT keeps the first it is given."""
+    if trt.__name__ not in _loggers:
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, msg: str) -> None:
+                for sink in _sinks:
+                    sink.append(Line(str(severity).rpartition(".")[2], msg))
+
+        _loggers[trt.__name__] = Logger()
+    return _loggers[trt.__name__]
+
+
+@contextmanager
+def collected() -> Iterator[list[Line]]:
+    """What TensorRT logs meanwhile."""
+    sink: list[Line] = []
+    _sinks.append(sink)
+    try:
+        yield sink
+    finally:
+        _sinks.remove(sink)
+
+
+def errors(lines: list[Line]) -> list[str]:
+    """The errors among the lines, without the noise that a missing GPU makes."""
+    found = [_NO_DRIVER.sub("", line.text).strip() for line in lines if line.severity in ("ERROR", "INTERNAL_ERROR")]
+    return [text for text in found if text]
+
+
+def warnings(lines: list[Line]) -> list[str]:
+    """The warnings among the lines, each once."""
+    return list(dict.fromkeys(line.text.strip() for line in lines if line.severity == "WARNING"))
+
+
+def problem(doing: str, found: list[str], node: str = "") -> Problem:
+    """What errors of TensorRT mean: the cause with the node's name, and what to do."""
+    whole = "\n".join(found)
+    node = node or culprit(whole)
+    cause, remedy = meaning(found)
+    named = f"'{node}': " if node and f"'{node}'" not in cause else ""
+    return Problem("step", f"{doing}: {named}{cause}", remedy)
+
+
+def meaning(found: list[str]) -> tuple[str, str]:
+    """Cause and remedy of errors: in words of ours where they are known, else in TensorRT's without its source's places."""
+    whole = "\n".join(found)
+    for pattern, cause, remedy in _MEANINGS:
+        if match := re.search(pattern, whole):
+            return cause.format(*(group or "" for group in match.groups())), remedy
+    telling = [text for text in found if not _FRAME.search(text)] or found
+    return (plain(telling[0]) if telling else "TensorRT gives no reason"), "see what `edgeopt inspect MODEL --target NAME` says of the model"
+
+
+def culprit(text: str) -> str:
+    """The node or tensor that an error is about, where it names one."""
+    match = _CULPRIT.search(text)
+    return next((group for group in match.groups() if group), "").strip("'\",.:") if match else ""
+
+
+def plain(text: str) -> str:
+    """An error without the places in TensorRT's own source."""
+    return " ".join(_PLACES.sub("", line) for line in text.splitlines() if not _FRAME.search(line)).strip()
