@@ -62,7 +62,7 @@ def main() -> None:
 def run(*command: str, cwd: Path | None = None, quiet: bool = False) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "EDGEOPT_CACHE")}
     environment["EDGEOPT_CACHE"] = str((cwd or Path(tempfile.gettempdir())) / "store")
-    done = subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE if quiet else None, text=True)
+    done = subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE if quiet else None, text=True, check=False)
     if done.returncode:
         sys.exit(f"bare: {' '.join(command)} ended with {done.returncode}\n{done.stdout or ''}")
 

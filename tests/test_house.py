@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "datasets": {"core"},
     "scores": {"core"},
     "formats": {"core"},
-    "backends": {"core", "runner", "formats"},
+    "backends": {"core", "runner", "formats", "backends"},
     "runner": {"runner"},
     "stages": {"core", "stages", "runner"},  # of runner only the frames of its wire
     "cli": {"core", "stages", "cli"},
@@ -30,7 +30,7 @@ AT_MODULE_LEVEL = {
     "runner": {"numpy"},
     "stages": {"pydantic", "numpy", "scipy", "jinja2"},
     "cli": {"click"},
-    **dict.fromkeys(PLUGS, {"pydantic"}),
+    **{room: {"pydantic"} for room in PLUGS},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

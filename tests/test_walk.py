@@ -21,9 +21,19 @@ REAL = walks.RECIPE.replace('targets: ["null"]', "targets: [x86-openvino, x86-on
 )
 
 
+EDGEOPT = (sys.executable, "-m", "edgeopt")
+
+
 def command(*arguments: str, store: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "EDGEOPT_CACHE": str(store), "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.run([sys.executable, "-m", "edgeopt", *arguments], capture_output=True, text=True, env=environment, cwd=cwd)
+    return subprocess.run([*EDGEOPT, *arguments], capture_output=True, text=True, env=environment(store), cwd=cwd, check=False)
+
+
+def started(*arguments: str, store: Path, cwd: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*EDGEOPT, *arguments], env=environment(store), cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def environment(store: Path) -> dict[str, str]:
+    return {**os.environ, "EDGEOPT_CACHE": str(store), "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
 def report_of(folder: Path) -> dict[str, Any]:
@@ -61,9 +71,8 @@ def test_an_unchanged_second_run_does_nothing_and_says_the_same(tmp_path: Path) 
         f"edgeopt.run({str(recipe)!r}, pathlib.Path('two'))\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     )
-    environment = {**os.environ, "EDGEOPT_CACHE": str(store), "PYTHONPATH": str(Path(__file__).parent.parent)}
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=True).stdout
-    assert not set(shown.split()) & {"torch", "onnx", "onnxruntime", "openvino", "nncf"}
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(store), cwd=tmp_path, check=True)
+    assert not set(again.stdout.split()) & {"torch", "onnx", "onnxruntime", "openvino", "nncf"}
     one, two = report_of(tmp_path / "one"), report_of(tmp_path / "two")
     assert one["rows"] == two["rows"] and one["gates"] == two["gates"] and one["targets"] == two["targets"]
 
@@ -95,20 +104,16 @@ def test_stages_are_commands_that_pick_up_where_the_last_one_stopped(tmp_path: P
 
 def test_two_runs_at_once_share_one_store(tmp_path: Path) -> None:
     recipe, store = walks.write(tmp_path / "r"), tmp_path / "store"
-    environment = {**os.environ, "EDGEOPT_CACHE": str(store), "PYTHONPATH": str(Path(__file__).parent.parent)}
-    both = [
-        subprocess.Popen([sys.executable, "-m", "edgeopt", "run", str(recipe), "--output", name], env=environment, cwd=tmp_path, stdout=-3, stderr=-3)
-        for name in ("one", "two")
-    ]
+    both = [started("run", str(recipe), "--output", name, store=store, cwd=tmp_path) for name in ("one", "two")]
     assert [one.wait(120) for one in both] == [0, 0]
     assert report_of(tmp_path / "one")["rows"][0]["artifact"] == report_of(tmp_path / "two")["rows"][0]["artifact"]
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_killed_run_leaves_no_process_and_the_next_one_goes_on(tmp_path: Path, sent: signal.Signals, code: int) -> None:
-    recipe, store = walks.write(tmp_path / "r", walks.RECIPE.replace("budget_s: 0.5", "budget_s: 60, precision_percent: 0.0001")), tmp_path / "store"
-    environment = {**os.environ, "EDGEOPT_CACHE": str(store), "PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen([sys.executable, "-m", "edgeopt", "run", str(recipe), "--output", "out"], env=environment, cwd=tmp_path, stdout=-3, stderr=-3)
+    long = walks.RECIPE.replace("budget_s: 0.5", "budget_s: 60, precision_percent: 0.0001")
+    recipe, store = walks.write(tmp_path / "r", long), tmp_path / "store"
+    process = started("run", str(recipe), "--output", "out", store=store, cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not (tmp_path / "out/build.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -3,5 +3,6 @@
 TABLE = (
     "onnxruntime",
     "openvino",
+    "tensorrt",
     "null",
 )

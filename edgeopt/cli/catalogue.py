@@ -186,14 +186,22 @@ def _target(name: str) -> dict[str, Any]:
 
 
 def _targets(found: list[dict[str, Any]]) -> str:
+    """The table; why some cannot be measured here stands below it, each reason once."""
     from rich.markup import escape
+    from rich.padding import Padding
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("target", "backend", "arch", "threads", "batch", "scenario", "here"):
-        table.add_column(title, no_wrap=title != "here", overflow="fold", justify="right" if title in ("threads", "batch") else "left")
+        table.add_column(title, no_wrap=True, justify="right" if title in ("threads", "batch") else "left")
+    reasons: dict[str, list[str]] = {}
     for one in found:
-        here = "[green]yes[/]" if one["usable"] else f"[yellow]{escape(one['reason'])}[/]"
+        if not one["usable"]:
+            reasons.setdefault(one["reason"], []).append(one["name"])
+        here = "[green]yes[/]" if one["usable"] else "[yellow]no[/]"
         threads = f"{one['thread_count']} (auto)" if one["threads"] == "auto" else str(one["threads"])
-        table.add_row(one["name"], one["backend"], one["arch"], threads, str(one["batch"]), one["scenario"], here)
-    return rendered(table)
+        table.add_row(escape(one["name"]), one["backend"], one["arch"], threads, str(one["batch"]), one["scenario"], here)
+    parts: list[Any] = [table]
+    for reason, names in reasons.items():
+        parts += [f"\nNot to be measured here: [bold]{escape(', '.join(names))}[/]", Padding(f"[yellow]{escape(reason)}[/]", (0, 0, 0, 2))]
+    return rendered(*parts)

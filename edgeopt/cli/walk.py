@@ -193,7 +193,7 @@ def _steps(plan: Plan, stored: set[str], output: Path | None) -> str:
             names = [f"{'· ' if step.key in stored else ''}{step.plug if step.kind == 'pass' else 'compile'}" for step in made]
             lines += _folded(f"  {row.variant:<{name_width}}  ", names)
             if row.unavailable:
-                told = textwrap.wrap(f"unavailable: {row.unavailable}", max(width() - name_width - 4, 40))
+                told = textwrap.wrap(f"unavailable: {row.unavailable}", max(width() - name_width - 4, 40), break_on_hyphens=False)
                 lines += [f"  {'':<{name_width}}  {styled(line, fg='yellow')}" for line in told]
     for text in dict.fromkeys(ref.synthetic for ref in plan.data.values()):
         lines += ["", styled(text, fg="yellow")] if text else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -230,11 +230,31 @@ class Score(Options):
         return float(samples.mean())
 
 
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Why a model would not build for a target, or would run wrongly: at which node, and what mends it.
+
+    Layer A was read off the model, B was said by a parser, C by a build.
+    """
+
+    layer: Literal["A", "B", "C"]
+    level: Level
+    node: str
+    cause: str
+    remedy: str
+
+
 class Backend:
     """Compiles for one runtime and says how the runner opens the result.
 
     `formats` lists the formats it compiles, the liked one first; `extra` installs it. `executions`
     lists how the float rest may execute here. `Options` are the target's `options`.
+
+    A `target` below is a target's fields as plain values: with one backend, one target may be built
+    where another cannot, and built where it cannot run.
     """
 
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
@@ -242,12 +262,23 @@ class Backend:
     needs: ClassVar[tuple[str, ...]] = ()
     target_fields: ClassVar[tuple[str, ...]] = ()
     executions: ClassVar[tuple[str, ...]] = ("f32",)
-    measures_here: ClassVar[bool] = True
     Options: ClassVar[type[Options]] = Options
 
     def probe(self) -> str:
         """An empty string when this machine can compile and run, else why not and what to do."""
         raise NotImplementedError
+
+    def can_build(self, target: Mapping[str, Any]) -> str:
+        """An empty string when this machine can compile for the target, else why not and what to do."""
+        return self.probe()
+
+    def can_measure(self, target: Mapping[str, Any]) -> str:
+        """An empty string when what is compiled for the target runs on this machine, else why not."""
+        return self.probe()
+
+    def check(self, path: Path, target: Mapping[str, Any]) -> list[Finding]:
+        """What keeps a model file from compiling for the target or from running right there, without compiling it."""
+        return []
 
     def compile(self, model: Artifact, ctx: Context) -> Path:
         """Write the deployable files below `ctx.folder` and return the main one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def need(module: str, extra: str) -> Any:
         ) from None
 
 
+@cache
 def version(package: str) -> str:
     """The installed version of a distribution, or `absent`."""
     try:

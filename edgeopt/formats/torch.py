@@ -79,7 +79,9 @@ def build(factory: str, arguments: Mapping[str, Any], base: Path) -> nn.Module:
     """What the factory returns, on the CPU, ready to infer. Raises UsageError with the user's file and line."""
     torch = _torch()
     function = usercode.load(factory, base)
-    module = usercode.call(lambda: function(**arguments), f"the factory '{factory}'")
+    with torch.random.fork_rng(devices=[]):  # a factory's own weights are the same each time
+        torch.manual_seed(0)
+        module = usercode.call(lambda: function(**arguments), f"the factory '{factory}'")
     if not isinstance(module, torch.nn.Module):
         raise UsageError(
             f"the factory '{factory}' returned {type(module).__name__}, not a torch.nn.Module", remedy="return the model itself"

@@ -286,13 +286,14 @@ def _parts(graph: Any, group: Any, names: Mapping[Any, str], scores: Tensor | No
         return [_Part(names[root], names[root], outward={name: 1 for out, name in through[0] if out}, refusal=refusal)]
     units = [tuple(range(first, channels, channels // ways)) for first in range(channels // ways)]
     rank = {unit: float(scores[list(unit)].mean()) for unit in units}
-    alike: dict[frozenset[Any], list[tuple[int, ...]]] = {}
+    alike: dict[frozenset[tuple[tuple[bool, str], int]], list[tuple[int, ...]]] = {}
     for unit in sorted(units, key=rank.__getitem__):
-        layers = sum((through[channel] for channel in unit), Counter())
-        alike.setdefault(frozenset(layers.items()), []).append(unit)
+        crossed: Counter[tuple[bool, str]] = sum((through[channel] for channel in unit), Counter())
+        alike.setdefault(frozenset(crossed.items()), []).append(unit)
     parts = []
     for layers, order in alike.items():
-        inward, outward = ({name: count for (out, name), count in layers if out == side} for side in (False, True))
+        inward = {name: count for (out, name), count in layers if not out}
+        outward = {name: count for (out, name), count in layers if out}
         alone = [layer for layer, name in names.items() if name in outward and graph.get_out_channels(layer) == len(order) * ways]
         part = _Part(
             name=names[root] if root in alone or not alone else names[alone[0]],

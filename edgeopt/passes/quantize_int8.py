@@ -1,94 +1,62 @@
-"""Pass `quantize-int8`: weights and activations to INT8, in the flavour that the target runs fast and right."""
+"""Post-training quantization to INT8, by the engine and in the flavour that the target runs fast and right."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from edgeopt.core import registry
-from edgeopt.core.errors import StepError, UsageError
-from edgeopt.core.protocols import Context, Pass, Split, fixed_batch
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import UsageError
+from edgeopt.core.protocols import Context, Pass
+from edgeopt.passes.calibration import FEWEST
 
-if TYPE_CHECKING:
-    from edgeopt.core.artifact import Artifact
-
-LEAST = 8  # calibration samples without which ranges are guesses
+Range = Literal["auto", "minmax", "mean-minmax", "percentile", "entropy", "histogram"]
 
 
 class QuantizeInt8(
     Pass,
     accepts=("openvino", "onnx"),
     needs=("onnx", "onnxruntime", "openvino", "nncf"),
-    data=("calibrate",),
+    data=("calibrate", "tune?"),
     target_fields=("backend", "arch", "int8"),
     tolerance_db=0.0,
 ):
-    """Quantize weights and activations to INT8 as Q/DQ pairs, calibrated on the recipe's data.
+    """Quantize weights and activations to INT8, with ranges found on the recipe's calibration samples.
 
-    OpenVINO targets get NNCF on the OpenVINO model, with bias correction. ONNX Runtime on x86 gets
-    unsigned activations and signed per-channel weights (`u8s8`); targets of `s8s8` (TensorRT) get
-    symmetric signed values everywhere and biases in float.
+    OpenVINO models are quantized by NNCF, ONNX models by onnxruntime as Q/DQ pairs. What stands at
+    `auto` is chosen by SQNR on samples that set no range: those of `tune`, or some of `calibrate` held back.
     """
 
-    calibration: Literal["minmax", "entropy", "percentile"] = Field(default="minmax", description="how ranges are found (ONNX targets)")
-    samples: int = Field(default=300, ge=LEAST, description="calibration samples used at most")
-    per_channel: bool = Field(default=True, description="one scale per output channel of the weights (ONNX targets)")
+    extra: ClassVar[str] = "openvino"
+
+    calibration: Range = Field(
+        default="auto",
+        description="ranges from extremes, their means, or with outliers cut off; entropy is for ONNX, histogram for OpenVINO models",
+    )
+    per_channel: bool = Field(default=True, description="a scale for each output channel of a weight, instead of one for all")
+    samples: int = Field(default=300, ge=FEWEST, description="at most so many calibration samples set ranges")
+    keep: list[str] = Field(default_factory=list, description="names, operator types or patterns of layers that stay float: head*, Softmax")
+    model_type: Literal["auto", "plain", "transformer"] = Field(
+        default="auto",
+        description="transformer: only what multiplies by weights (ONNX); asymmetric activations, smoothed attention (OpenVINO)",
+    )
+    reduce_range: Literal["auto"] | bool = Field(
+        default="auto", description="weights of 7 bits, against overflow on x86 without VNNI; auto: where this machine is one"
+    )
 
     def run(self, model: Artifact, ctx: Context) -> Path:
-        count = sum(1 for _ in itertools.islice(ctx.data["calibrate"], self.samples))
-        if count < LEAST:
-            raise UsageError(f"quantize-int8: {count} calibration samples, at least {LEAST} are needed", remedy="give more in data: calibrate")
-        ctx.note("samples", count)
-        return self._openvino(model, ctx) if model.format == "openvino" else self._onnx(model, ctx)
+        offered = ("auto", "minmax", "mean-minmax", "percentile", "entropy" if model.format == "onnx" else "histogram")
+        if self.calibration not in offered:
+            raise UsageError(
+                f"quantize-int8: '{self.calibration}' is not offered for {model.format} models, which this target gets",
+                remedy=f"choose one of {', '.join(offered)}, or give each target a variant of its own",
+            )
+        if model.format == "onnx":
+            from edgeopt.passes import quantize_int8_onnx
 
-    def _feeds(self, split: Split, batch: int) -> Iterator[dict[str, Any]]:
-        for seen, (feeds, labels) in enumerate(split.batches(batch)):
-            if seen * len(labels) >= self.samples:
-                return
-            yield feeds
+            return quantize_int8_onnx.quantize(model, self, ctx)
+        from edgeopt.passes import quantize_int8_openvino
 
-    def _openvino(self, model: Artifact, ctx: Context) -> Path:
-        nncf = registry.need("nncf", "openvino")
-        from edgeopt.formats import openvino as ov_format
-
-        names = [spec.name for spec in model.signature.inputs]
-        data = list(self._feeds(ctx.data["calibrate"], 1))
-        dataset = nncf.Dataset(data, lambda feeds: {name: feeds[name] for name in names})
-        quantized = nncf.quantize(ov_format.load(model.path), dataset, subset_size=len(data), fast_bias_correction=False)
-        return ov_format.save(quantized, ctx.folder / ov_format.MAIN, model.signature)
-
-    def _onnx(self, model: Artifact, ctx: Context) -> Path:
-        registry.need("onnxruntime", "onnxruntime")
-        from onnxruntime import quantization as q
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        signed = ctx.target["int8"] == "s8s8"
-        ready = ctx.folder.parent / "ready.onnx"
-        quant_pre_process(str(model.path), str(ready), skip_symbolic_shape=True)
-        feeds = self._feeds(ctx.data["calibrate"], fixed_batch(model.signature) or 1)
-
-        class Reader(q.CalibrationDataReader):  # type: ignore[misc]
-            def get_next(self) -> Any:
-                return next(feeds, None)
-
-        methods = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
-        out = ctx.folder / "model.onnx"
-        q.quantize_static(
-            str(ready),
-            str(out),
-            Reader(),
-            quant_format=q.QuantFormat.QDQ,
-            activation_type=q.QuantType.QInt8 if signed else q.QuantType.QUInt8,
-            weight_type=q.QuantType.QInt8,
-            per_channel=self.per_channel,
-            calibrate_method=q.CalibrationMethod[methods[self.calibration]],
-            extra_options={"ActivationSymmetric": signed, "WeightSymmetric": True, "QuantizeBias": not signed},
-        )
-        ready.unlink()
-        if not out.is_file():
-            raise StepError("quantize-int8: nothing was written", remedy="run simplify before it")
-        return out
+        return quantize_int8_openvino.quantize(model, self, ctx)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Feeds = dict[str, np.ndarray[Any, Any]]
 
-RUNTIMES = ("onnxruntime", "openvino", "null")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "null")
 
 
 class Problem(Exception):

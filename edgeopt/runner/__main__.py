@@ -1,4 +1,4 @@
-"""`python -m edgeopt.runner serve`: a child that answers frames on stdin until it ends."""
+"""`python -m edgeopt.runner`: `serve` answers frames on stdin until it ends, `build BUNDLE` compiles a bundle on its device."""
 
 import os
 import sys
@@ -6,8 +6,12 @@ import sys
 # The runner does no linear algebra; numpy would start a pool of threads for it and count in the memory.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+if sys.argv[1:2] == ["build"]:
+    from edgeopt.runner.build import main
+
+    sys.exit(main(sys.argv[2:]))
 if sys.argv[1:] != ["serve"]:
-    sys.exit("usage: python -m edgeopt.runner serve")
+    sys.exit("usage: python -m edgeopt.runner serve | build BUNDLE")
 
 from edgeopt.runner.serve import serve
 

@@ -32,7 +32,7 @@ Arrays = frames.Arrays
 Reply = tuple[dict[str, Any], Arrays]
 REQUESTS = ("open", "feeds", "first", "time", "flood", "infer", "facts", "profile", "usage", "close")
 _PR_SET_PDEATHSIG = 1
-_INSTALLED_BY = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+_INSTALLED_BY = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
 
 
 def serve() -> None:

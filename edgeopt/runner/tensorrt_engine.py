@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.runner import Problem
 from edgeopt.runner import tensorrt_library as library
 from edgeopt.runner import tensorrt_log as log
+from edgeopt.runner.tensorrt_library import trt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import tensorrt as trt
 
 # 50 s for a two-step GRU of batch 1, more than anyone waits for a longer one: some builds of RTX 1.7 grow without end.
 _ENDLESS = "recurrent layers of batch 1 are known for it: give the batch axis a range to 2 under profiles, or raise build_limit_s"
@@ -73,20 +72,20 @@ def _has_file(stream: Any) -> bool:
 
 def build(request: Mapping[str, Any]) -> dict[str, Any]:
     """Build `request["model"]` into `request["engine"]`. Returns versions, seconds, size, sha256 and warnings."""
-    module = library.load(request["product"])
+    library.load(request["product"])
     options, started = request["options"], time.monotonic()
     with log.collected() as said:
-        builder = module.Builder(log.logger(module))
-        network, _parser = _parsed(module, builder, request["model"], said)
-        config = _configured(module, builder, options)
-        _profile(module, builder, config, network, request["profile"])
-        cache = _timing_cache(module, config, request.get("timing_cache"))
+        builder = trt.Builder(log.logger())
+        network, _parser = _parsed(builder, request["model"], said)
+        config = _configured(builder, options)
+        _profile(builder, config, network, request["profile"])
+        cache = _timing_cache(config, request.get("timing_cache"))
         engine = _checked("building the engine", builder.build_serialized_network(network, config), said)
         _keep(cache, request.get("timing_cache"))
     path = Path(request["engine"])
     path.write_bytes(memoryview(engine))
     return {
-        "version": module.__version__,
+        "version": trt.__version__,
         "seconds": round(time.monotonic() - started, 3),
         "size_bytes": path.stat().st_size,
         "sha256": hashlib.sha256(memoryview(engine)).hexdigest(),
@@ -96,15 +95,15 @@ def build(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def support(request: Mapping[str, Any]) -> dict[str, Any]:
     """What the parser says of a model without building it: the nodes it refuses, and its warnings."""
-    module = library.load(request["product"])
+    library.load(request["product"])
     with log.collected() as said:
-        builder = module.Builder(log.logger(module))
-        network = builder.create_network(_flags(module))  # the parser keeps no hold of it
-        parser = module.OnnxParser(network, log.logger(module))
+        builder = trt.Builder(log.logger())
+        network = builder.create_network(_flags())  # the parser keeps no hold of it
+        parser = trt.OnnxParser(network, log.logger())
         path = request["model"]
         supported = parser.supports_model_v2(Path(path).read_bytes(), path)
         refused = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
-    return {"version": module.__version__, "supported": supported, "refused": refused, "warnings": log.warnings(said)}
+    return {"version": trt.__version__, "supported": supported, "refused": refused, "warnings": log.warnings(said)}
 
 
 def _refusal(error: Any) -> dict[str, str]:
@@ -117,17 +116,15 @@ def _refusal(error: Any) -> dict[str, str]:
     return {"node": node, "cause": cause, "remedy": remedy}
 
 
-def _flags(module: Any) -> int:
+def _flags() -> int:
     """Strong typing: the only kind that 11.x and RTX have."""
-    return 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def _parsed(module: Any, builder: Any, path: str, said: list[log.Line]) -> tuple[Any, Any]:
+def _parsed(builder: trt.Builder, path: str, said: list[log.Line]) -> tuple[trt.INetworkDefinition, trt.OnnxParser]:
     """The network, and the parser: it owns the weights that the network points at."""
-    if TYPE_CHECKING:
-        module, builder = trt, trt.Builder(trt.Logger())
-    network = builder.create_network(_flags(module))
-    parser = module.OnnxParser(network, log.logger(module))
+    network = builder.create_network(_flags())
+    parser = trt.OnnxParser(network, log.logger())
     if not parser.parse_from_file(path) or log.errors(said):
         refused = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
         if not refused:
@@ -136,30 +133,29 @@ def _parsed(module: Any, builder: Any, path: str, said: list[log.Line]) -> tuple
     return network, parser
 
 
-def _configured(module: Any, builder: Any, options: Mapping[str, Any]) -> Any:
-    if TYPE_CHECKING:
-        module, builder = trt, trt.Builder(trt.Logger())
+def _configured(builder: trt.Builder, options: Mapping[str, Any]) -> trt.IBuilderConfig:
     config = builder.create_builder_config()
     if options["tf32"]:
-        config.set_flag(module.BuilderFlag.TF32)
+        config.set_flag(trt.BuilderFlag.TF32)
     else:
-        config.clear_flag(module.BuilderFlag.TF32)
+        config.clear_flag(trt.BuilderFlag.TF32)
     if options["workspace_mb"] is not None:
-        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options["workspace_mb"] * 1_000_000)
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options["workspace_mb"] * 1_000_000)
     if options["builder_level"] is not None:
         config.builder_optimization_level = options["builder_level"]
     if options["version_compatible"]:
-        config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options["hardware_compatibility"] != "none":
-        config.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, options["hardware_compatibility"].upper())
-    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, options["hardware_compatibility"].upper())
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if hasattr(config, "num_compute_capabilities"):
-        _aim(module, config, options["compute_capabilities"])
+        _aim(config, options["compute_capabilities"])
     return config
 
 
-def _aim(rtx: Any, config: Any, wanted: list[str]) -> None:
+def _aim(config: Any, wanted: list[str]) -> None:
     """The GPUs that an RTX engine is for; full TensorRT builds for the GPU it finds."""
+    rtx: Any = trt
     known = {_dotted(name): name for name in dir(rtx.ComputeCapability) if name.startswith("SM")}
     if strange := [one for one in wanted if one not in known]:
         remedy = f"it builds for {', '.join(sorted(known, key=float))}; other GPUs take `product: tensorrt`, compiled on the device"
@@ -174,11 +170,10 @@ def _dotted(name: str) -> str:
     return f"{name[2:-1]}.{name[-1]}"
 
 
-def _profile(module: Any, builder: Any, config: Any, network: Any, wanted: Mapping[str, list[list[int]]]) -> None:
+def _profile(
+    builder: trt.Builder, config: trt.IBuilderConfig, network: trt.INetworkDefinition, wanted: Mapping[str, list[list[int]]]
+) -> None:
     """One optimization profile: min, opt and max shape of each input that may vary."""
-    if TYPE_CHECKING:
-        builder = trt.Builder(trt.Logger())
-        config, network = builder.create_builder_config(), builder.create_network(0)
     profile, used = builder.create_optimization_profile(), False
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -196,18 +191,16 @@ def _profile(module: Any, builder: Any, config: Any, network: Any, wanted: Mappi
         raise Problem("usage", "TensorRT refuses the profile", f"look at the ranges: {json.dumps(wanted)}")
 
 
-def _timing_cache(module: Any, config: Any, path: str | None) -> Any:
+def _timing_cache(config: trt.IBuilderConfig, path: str | None) -> trt.IBuilderConfig | None:
     """The tactics timed so far on this GPU; RTX times none. Returns the config where there is one to keep."""
     if path is None or hasattr(config, "num_compute_capabilities"):
         return None
-    if TYPE_CHECKING:
-        config = trt.Builder(trt.Logger()).create_builder_config()
     known = Path(path).read_bytes() if Path(path).is_file() else b""
     config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
     return config
 
 
-def _keep(config: Any, path: str | None) -> None:
+def _keep(config: trt.IBuilderConfig | None, path: str | None) -> None:
     """Write the timing cache, whole or not at all."""
     if config is None or path is None:
         return

@@ -13,7 +13,9 @@ import sys
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+__all__ = ["EXTRAS", "PACKAGES", "TITLES", "Finding", "gpu_problem", "load", "look", "trt", "why_not_build", "why_not_run"]
 
 PACKAGES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
@@ -56,9 +58,25 @@ def why_not_run(product: str) -> str:
     return found.library or found.gpu
 
 
-def load(product: str) -> Any:
-    """The product's module. Call it where a crash can be borne."""
-    return import_module(PACKAGES[product])
+class Product:
+    """Stands for the module of the product that `load` chose; a process uses one."""
+
+    def __init__(self) -> None:
+        self.module: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+if TYPE_CHECKING:
+    import tensorrt as trt  # the type checker holds our calls against the full API; RTX's own names are used as Any
+else:
+    trt = Product()
+
+
+def load(product: str) -> None:
+    """Import a product as `trt`. Call it where a crash can be borne."""
+    trt.module = import_module(PACKAGES[product])  # type: ignore[attr-defined, unused-ignore]
 
 
 def library_problem(product: str) -> str:
@@ -76,7 +94,7 @@ def library_problem(product: str) -> str:
     except ImportError as error:
         said = str(error)
         if ".so" in said or ".dll" in said or "DLL" in said:
-            return f"the Python binding of {title} is here without its libraries ({said.split(':')[0]}): {install}"
+            return f"the Python binding of {title} is here without its libraries ({said.split(':', maxsplit=1)[0]}): {install}"
         return f"{title} cannot be imported: {said}"
     if not hasattr(module, "Builder"):
         return f"this {package} cannot build engines (it has no Builder): {install}"
@@ -117,7 +135,7 @@ def _last(text: str) -> str:
 def _main(product: str) -> None:
     library = library_problem(product)
     gpu, cuda, gpus = gpu_problem()
-    version = "" if library else str(load(product).__version__)
+    version = "" if library else str(import_module(PACKAGES[product]).__version__)
     print(json.dumps(Finding(library, gpu, version, cuda, tuple(gpus))._asdict()), flush=True)
 
 

@@ -7,11 +7,13 @@ still returns an engine. So whoever calls TensorRT here collects what it logs an
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from edgeopt.runner import Problem
+from edgeopt.runner.tensorrt_library import trt
 
 
 class Line(NamedTuple):
@@ -20,52 +22,62 @@ class Line(NamedTuple):
 
 
 _sinks: list[list[Line]] = []
-_loggers: dict[str, Any] = {}
+_loggers: list[Any] = []
 
 # Without a driver every error of the API is followed by this one; it says nothing of the model.
 _NO_DRIVER = re.compile(r"^.*(cudaError 35|CUDA driver version is insufficient).*$\n?", re.MULTILINE)
 _FRAME = re.compile(r"While parsing node number|--- (Begin|End) node ---")
-_PLACES = re.compile(r"\s*In \w+ at /_src/\S+|\[\w+\.(cpp|h):\d+: \w+\] |^[\w:\[\].]+: Error Code \d+: [\w ]*?(?=[(\[A-Z])|^\w+\.cpp:\d+: (ERROR: )?")
-_CULPRIT = re.compile(r"operation '([^']+)'|Node name: (\S+)|Invalid Node - (\S+)|(?:for node|at node) '?([\w./:]+)|initializer: (?!In node)(\S+)")
+_PLACES = re.compile(
+    r"\s*In \w+ at /_src/\S+|\[\w+\.(cpp|h):\d+: \w+\] |^[\w:\[\].]+: Error Code \d+: [\w ]*?(?=[(\[A-Z])|^\w+\.cpp:\d+: (ERROR: )?"
+)
+_CULPRIT = re.compile(
+    r"operation '([^']+)'|Node name: (\S+)|Invalid Node - (\S+)|(?:for node|at node) '?([\w./:]+)|initializer: (?!In node)(\S+)"
+)
 
 S8 = "quantize it with quantize-int8 for this target (int8: s8s8)"
 _HALF = "put cast-fp16 in the variant, or leave 7.5 out of compute_capabilities"
-# What a line of the log means: a pattern, the cause ({0} is its first group) and what to do.
-_MEANINGS = (
+_OPERATORS = "export the model with other operators, or put simplify first"
+_TYPES = "cast inputs to float32, int32 or int64 on export"
+# What an error means: a pattern, the cause ({0} is its first group), and what to do.
+_MEANINGS: tuple[tuple[str, str, str], ...] = (
     (r"operation '([^']+)' for Turing.*FP32 GEMM", "'{0}' multiplies FP32 matrices, and Turing (7.5) has no kernel for it", _HALF),
-    (r"target\(s\) ([\w, ]+), because.*HW-specific datatypes: b16", "BFLOAT16 does not run on {0}", "use cast-fp16 instead, or newer GPUs"),
-    (r"target\(s\) ([\w, ]+), because.*HW-specific datatypes: fp8", "FLOAT8 does not run on {0}", S8),
-    (r"target\(s\) ([\w, ]+), because.*HW-specific datatypes: (\w+)", "{1} does not run on {0}", "leave those GPUs out of compute_capabilities"),
-    (r"within workspace limit|[Ii]nsufficient (memory|workspace)", "the workspace is too small for a layer", "raise workspace_mb, or leave it out"),
-    (r"no optimization profile", "an axis may vary and no range is given for it", "give its range: options: {profiles: {AXIS: [min, opt, max]}}"),
+    (r"target\(s\) ([\w, ]+), because.*datatypes: b16", "BFLOAT16 does not run on {0}", "use cast-fp16 instead, or newer GPUs"),
+    (r"target\(s\) ([\w, ]+), because.*datatypes: fp8", "FLOAT8 does not run on {0}", S8),
+    (r"target\(s\) ([\w, ]+), because.*datatypes: (\w+)", "{1} does not run on {0}", "leave those GPUs out of compute_capabilities"),
+    (r"within workspace limit|[Ii]nsufficient (memory|workspace)", "the workspace is too small for a layer", "raise workspace_mb"),
+    (r"no optimization profile", "an axis may vary and has no range", "give it: options: {profiles: {AXIS: [min, opt, max]}}"),
     (r"[Nn]on-zero zero point|shiftIsAllZeros", "a zero point is not 0", S8),
     (r"UINT8 types? for|input type of UINT8", "UINT8 is used inside the model", S8),
     (r"has type Int32 but must have type|QuantizeLinear.*INT32", "INT32 is dequantized (a quantized bias)", S8),
     (r"Scale coefficients must all be positive", "a scale is not above 0", S8),
-    (r"must have (same|identical) (input )?types", "floats of different widths meet in one node", "put cast-fp16 before quantize-int8, or leave it out"),
-    (r"creator.*(Plugin|was) not found|Plugin not found", "TensorRT has no such operator", "export with operators of ONNX, or put simplify first"),
-    (r"no runners that implement it|[Cc]ould not find any implementation", "there is no kernel for a node", "simplify the model, or leave this target out"),
-    (r"Unable to load library: (\S+):", "{0} is needed for version-compatible engines and is not here", "leave version_compatible out"),
+    (r"must have (same|identical) (input )?types", "floats of different widths meet in one node", "cast once, by cast-fp16, or nowhere"),
+    (r"creator.*was not found|Plugin not found", "TensorRT has no such operator", _OPERATORS),
+    (r"no runners that implement it|[Cc]ould not find any implementation", "there is no kernel for a node", _OPERATORS),
+    (r"Unable to load library: (\S+):", "{0}, needed for version-compatible engines, is not here", "leave version_compatible out"),
     (r"Failed to import initializer: (?!In node)(\S+)|cannot be imported", "'{0}' has a type that TensorRT does not know", S8),
-    (r"onnxDtype|[Uu]nsupported (ONNX )?data ?type|convertDtype", "a tensor has a type that TensorRT does not know", "cast inputs to float32, int32 or int64 on export"),
-    (r"Version tag does not match|version mismatch|incompatible .*version", "the engine was built by another version", "build it here again"),
-)  # fmt: skip
+    (r"onnxDtype|[Uu]nsupported (ONNX )?data ?type|convertDtype", "a tensor has a type that TensorRT does not know", _TYPES),
+    (r"[Vv]ersion tag does not match|[Vv]ersion mismatch", "another version of TensorRT built the engine", "build it here again"),
+)
 
 
-def logger(trt: Any) -> Any:
-    """The process's one logger for a product: TensorRT keeps the first it is given."""
-    if trt.__name__ not in _loggers:
+def logger() -> trt.ILogger:
+    """The process's one logger: TensorRT keeps the first it is given. Errors go to stderr too, in TensorRT's own words."""
+    if not _loggers:
 
-        class Logger(trt.ILogger):  # type: ignore[misc]
+        class Logger(trt.ILogger):  # type: ignore[misc, name-defined, unused-ignore]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
             def log(self, severity: Any, msg: str) -> None:
+                line = Line(str(severity).rpartition(".")[2], msg)
                 for sink in _sinks:
-                    sink.append(Line(str(severity).rpartition(".")[2], msg))
+                    sink.append(line)
+                for text in errors([line]):
+                    print(f"TensorRT: {text}", file=sys.stderr)
 
-        _loggers[trt.__name__] = Logger()
-    return _loggers[trt.__name__]
+        _loggers.append(Logger())
+    one: trt.ILogger = _loggers[0]
+    return one
 
 
 @contextmanager
@@ -106,7 +118,9 @@ def meaning(found: list[str]) -> tuple[str, str]:
         if match := re.search(pattern, whole):
             return cause.format(*(group or "" for group in match.groups())), remedy
     telling = [text for text in found if not _FRAME.search(text)] or found
-    return (plain(telling[0]) if telling else "TensorRT gives no reason"), "see what `edgeopt inspect MODEL --target NAME` says of the model"
+    return (
+        plain(telling[0]) if telling else "TensorRT gives no reason"
+    ), "see what `edgeopt inspect MODEL --target NAME` says of the model"
 
 
 def culprit(text: str) -> str:

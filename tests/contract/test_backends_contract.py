@@ -48,7 +48,7 @@ def test_its_facts_are_known_words(name):
     assert cls.formats and set(cls.formats) <= set(registry.names("formats"))
     assert set(cls.executions) <= {"f32", "bf16"} and "f32" in cls.executions
     assert cls.extra or not cls.needs
-    assert set(cls.target_fields) <= {"arch", "threads", "batch", "scenario", "int8"}
+    assert set(cls.target_fields) <= {"arch", "threads", "batch", "scenario", "int8", "compile_on"}
 
 
 @every_backend

@@ -59,8 +59,8 @@ def several(kind):
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embedding, self.middle, self.wide = nn.Embedding(20, 8), nn.Linear(8, 32), nn.Linear(32, 8)
-        self.head = nn.Linear(8, 20, bias=False)
+        self.embedding, self.middle, self.wide = nn.Embedding(20, 16), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 20, bias=False)
         self.head.weight = self.embedding.weight
 
     def forward(self, tokens):
@@ -89,6 +89,15 @@ class Features(nn.Module):
     def forward(self, image):
         features = self.second(torch.relu(self.first(image)))
         return features, self.head(self.third(torch.relu(features)).mean((2, 3)))
+
+class Reshaping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(16, 64), nn.Linear(32, 64), nn.Linear(64, 3)
+
+    def forward(self, x):
+        halves = torch.relu(self.first(x)).reshape(-1, 2, 32)
+        return self.head(torch.relu(self.second(halves.sum(1))))
 
 class Random(nn.Module):
     def forward(self, x):
@@ -129,8 +138,7 @@ def at_rest(path: Path) -> Artifact:
 
 
 def imported(base: Path, folder: Path, function: str = "build", notes: dict[str, Any] | None = None, **options: Any) -> Artifact:
-    """A model of the project, imported; with no weights given, those of the factory under seed 0."""
+    """A model of the project, imported; with no weights given, those of the factory."""
     options.setdefault("inputs", IMAGE)
-    torch.manual_seed(0)
     made = ImportTorch.model_validate({"factory": f"net/model.py:{function}", **options})
     return at_rest(made.run(Artifact(Path(), "", "", "", "", 0, None), context(folder, base, notes)))  # type: ignore[arg-type]

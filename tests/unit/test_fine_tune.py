@@ -198,7 +198,13 @@ def test_a_pruned_model_comes_back(base, tmp_path):
 
     artifact = small.imported(base, tmp_path / "rest")
     pruned = small.at_rest(PruneChannels(macs=0.5).run(artifact, small.context(tmp_path / "pruned", base)))
-    images = [Sample({"image": np.random.default_rng(index).random((1, 12, 12), dtype=np.float32)}) for index in range(64)]
+    teacher = torch_format.Torch().runner(artifact.path)
+    images = [Sample({"image": np.random.default_rng(index).random((1, 12, 12), dtype=np.float32) * (index % 7)}) for index in range(64)]
     data = {name: Split(name, lambda: iter(images), artifact.signature) for name in ("train", "tune")}
-    _, notes, _ = train(pruned, tmp_path / "tuned", base, data, reference=artifact, epochs=2, lr=1e-3)
+    tuned, notes, _ = train(pruned, tmp_path / "tuned", base, data, reference=artifact, batch=16, epochs=3, lr=3e-3)
+    [(feeds, _)] = data["tune"].batches(64)
+    before, after = (
+        np.abs(torch_format.Torch().runner(one.path)(feeds)["output"] - teacher(feeds)["output"]).mean() for one in (pruned, tuned)
+    )
     assert notes["tune_losses"][-1] < notes["tune_losses"][0]
+    assert after < before

@@ -1,0 +1,346 @@
+"""Are edgeopt's numbers honest? Real sessions with a known difference, simulations with a known truth, other tools' clocks.
+
+    python benchmarks/honesty.py            # at most 60 minutes on two cores that have nothing else to do
+    python benchmarks/honesty.py --quick    # a look at each part, 3 minutes
+    python benchmarks/honesty.py --only trials --trials 50
+
+Every finished trial is a line in --results; a run that was stopped goes on where it was. Lines that were
+measured by other code or on another machine do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CLONE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(CLONE))
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import numpy as np  # noqa: E402
+import synthetic  # noqa: E402
+
+import edgeopt  # noqa: E402
+from edgeopt.core import digest, machine, registry  # noqa: E402
+from edgeopt.core.artifact import Artifact  # noqa: E402
+from edgeopt.core.plan import Plan, PlanTarget  # noqa: E402
+from edgeopt.core.protocols import Sample  # noqa: E402
+from edgeopt.core.recipe import Measuring, load  # noqa: E402
+from edgeopt.stages import survey, timing  # noqa: E402
+from edgeopt.stages.children import Child  # noqa: E402
+
+PARTS = ("trials", "traces", "pairs", "tools", "cost")
+WIDTH, ROWS = 128, 64  # one layer: 64 rows through 128 × 128 weights, which stay in the cache
+TRIAL_S = 5.0
+# Layers of the reference and of the variant, verdict that is right, how many of 200 must be right.
+TRIALS = {"A/A": (50, 50, "indistinguishable", 184), "5 %": (20, 21, "slower", 184), "2 %": (50, 51, "slower", 150)}
+TOOLS = {"onnxruntime": "a bare onnxruntime loop", "openvino": "OpenVINO's benchmark_app"}
+SIZES = {"under 1 ms": 8, "over 5 ms": 400}  # layers
+RECIPE = """\
+edgeopt: 1
+name: honesty
+model: {onnx: 1.onnx}
+data:
+  evaluate: {random: normal, samples: 8}
+variants:
+  fp32: []
+targets: [x86-onnxruntime, x86-openvino, "null"]
+"""
+BARE_LOOP = """
+import sys, time, numpy as np, onnxruntime as ort
+path, threads, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+settings = ort.SessionOptions()
+settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+feeds = {one.name: np.random.default_rng(0).normal(size=one.shape).astype(np.float32) for one in session.get_inputs()}
+found, end = [], time.perf_counter() + seconds
+while time.perf_counter() < end:
+    began = time.perf_counter_ns()
+    session.run(None, feeds)
+    found.append(time.perf_counter_ns() - began)
+print(np.median(found[len(found) // 10 :]) / 1e6)
+"""
+
+
+class Bench:
+    """The models, the plan and the finished lines of one run of this script."""
+
+    def __init__(self, folder: Path, results: Path, backend: str) -> None:
+        self.folder, self.results, self.backend = folder, results, backend
+        rooms = CLONE / "edgeopt"
+        code = [
+            digest.of_folder(rooms / "runner"),
+            *(digest.of_file(rooms / f"stages/{name}.py") for name in ("timing", "statistics", "children")),
+        ]
+        self.identity = digest.of_value([code, machine.fingerprint()["id"], backend, WIDTH, ROWS, TRIALS, SIZES])
+        self.lines = self._read()
+        chain(folder / "1.onnx", 1)
+        (folder / "recipe.yaml").write_text(RECIPE)
+        self.plan: Plan = edgeopt.plan(load(folder / "recipe.yaml"))
+        rng = np.random.default_rng(0)
+        samples = [Sample({"x": rng.normal(size=(ROWS, WIDTH)).astype(np.float32)}) for _ in range(8)]
+        survey.save_samples(folder / "samples.npz", samples)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.results.is_file():
+            return []
+        lines = (json.loads(line) for line in self.results.read_text().splitlines() if line.endswith("}"))
+        return [line for line in lines if line["identity"] == self.identity]
+
+    def keep(self, line: dict[str, Any]) -> None:
+        self.lines.append({**line, "identity": self.identity})
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        with self.results.open("a") as file:
+            file.write(json.dumps(self.lines[-1]) + "\n")
+
+    def of(self, **wanted: Any) -> list[dict[str, Any]]:
+        return [line for line in self.lines if all(line.get(name) == value for name, value in wanted.items())]
+
+    def target(self, backend: str) -> PlanTarget:
+        return self.plan.target_of("null" if backend == "null" else f"x86-{backend}")
+
+    def artifact(self, layers: int, backend: str) -> Artifact:
+        """A chain of layers as it would stand in the store, compiled for a backend."""
+        root = self.folder / f"{layers}-{backend}"
+        source, files = self.folder / f"{layers}.onnx", root / "files"
+        if not source.is_file():
+            chain(source, layers)
+        signature = registry.load("formats", "onnx")().signature(source)
+        main = {"onnxruntime": "model.onnx", "openvino": "model.xml", "null": "null.json"}[backend]
+        if not files.is_dir():
+            files.mkdir(parents=True)
+            if backend == "onnxruntime":
+                (files / main).write_bytes(source.read_bytes())
+            elif backend == "openvino":
+                openvino = registry.need("openvino", "openvino")
+                openvino.save_model(openvino.convert_model(source), files / main, compress_to_fp16=False)
+            else:
+                ports = {name: [[one.name, one.dtype, one.shape] for one in getattr(signature, name)] for name in ("inputs", "outputs")}
+                (files / main).write_text(json.dumps(ports))
+        return Artifact(root, backend, main, str(layers), "", 0, signature)
+
+    def session(self, artifacts: dict[str, Artifact], backend: str, seconds: float, seed: int) -> timing.Timed:
+        """A session as `edgeopt measure` makes it; the first artifact is the reference."""
+        measuring = Measuring(precision_percent=0.1 if seconds < 1 else 0.5, budget_s=seconds)
+        plan = self.plan.model_copy(update={"reference": next(iter(artifacts)), "seed": seed, "measure": measuring})
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            timed = timing.time(plan, self.target(backend), artifacts, self.folder, Path(scratch), lambda *_: None)
+        for error in timed.errors.values():
+            raise error
+        return timed
+
+
+def chain(path: Path, layers: int) -> None:
+    """So many equal layers in a row: Gemm and Relu, so that no runtime can fold one into the next."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.normal(0, (2 / WIDTH) ** 0.5, (WIDTH, WIDTH)).astype(np.float32), f"w{layer}")
+        for layer in range(layers)
+    ]
+    nodes = []
+    for layer in range(layers):
+        before, after = "x" if not layer else f"r{layer - 1}", f"r{layer}" if layer < layers - 1 else "y"
+        nodes += [helper.make_node("Gemm", [before, f"w{layer}"], [f"g{layer}"]), helper.make_node("Relu", [f"g{layer}"], [after])]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [ROWS, WIDTH]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, f"chain{layers}", ports[:1], ports[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+# ---- real sessions with a known difference
+
+
+def trials(bench: Bench, count: int) -> bool:
+    for index in range(count):  # in turn, so that a run that is stopped has as many of each
+        for name, (base, own, _, _) in TRIALS.items():
+            if not bench.of(part="trials", trial=name, index=index):
+                trial(bench, name, base, own, index)
+    return all([told_of_trials(bench, name, count) for name in TRIALS])
+
+
+def trial(bench: Bench, name: str, base: int, own: int, index: int) -> None:
+    began = time.perf_counter()
+    artifacts = {"reference": bench.artifact(base, bench.backend), "variant": bench.artifact(own, bench.backend)}
+    # Starting three processes and warming up takes what is kept back of a trial's 5 s.
+    timed = bench.session(artifacts, bench.backend, TRIAL_S - 2.0, seed=index)
+    row = timed.rows["variant"]
+    assert row.speedup and row.latency_ms
+    took = time.perf_counter() - began
+    figures = {
+        "speedup": row.speedup.value,
+        "ci95": row.speedup.ci95,
+        "noise_percent": timed.noise_percent,
+        "blocks": row.latency_ms.blocks,
+    }
+    bench.keep(
+        {
+            "part": "trials",
+            "trial": name,
+            "index": index,
+            "verdict": row.speedup.verdict,
+            **figures,
+            "p50": row.latency_ms.p50,
+            "seconds": took,
+        }
+    )
+    print(
+        f"  {name} {index}: {row.speedup.verdict}, {row.speedup.value:.4f} [{row.speedup.ci95[0]:.4f}, {row.speedup.ci95[1]:.4f}], {took:.1f} s",
+        flush=True,
+    )
+
+
+def told_of_trials(bench: Bench, name: str, count: int) -> bool:
+    base, own, right, needed = TRIALS[name]
+    found = [line for line in bench.of(part="trials", trial=name) if line["index"] < count]
+    hits = sum(line["verdict"] == right for line in found)
+    wrong_sign = sum(line["verdict"] == "faster" for line in found) if right == "slower" else 0
+    inside = sum(line["ci95"][0] <= base / own <= line["ci95"][1] for line in found)
+    widths = [50 * (line["ci95"][1] - line["ci95"][0]) for line in found]
+    seconds = [line["seconds"] for line in found]
+    injected = 100 * (np.exp(-np.mean(np.log([line["speedup"] for line in found]))) - 1)
+    good = hits >= needed * len(found) / 200 and not wrong_sign and np.median(seconds) <= TRIAL_S
+    print(f"{name}: {hits} of {len(found)} {right} (at least {needed} of 200), {wrong_sign} with the wrong sign: {verdict(good)}")
+    print(
+        f"    injected {100 * (own / base - 1):.1f} % more layers, mean of all {injected:+.2f} %; interval ±{np.median(widths):.2f} %, holds {base / own:.3f} in {100 * inside / len(found):.0f} %;"
+        f" noise {np.median([line['noise_percent'] for line in found]):.2f} %, {np.median([line['blocks'] for line in found]):.0f} blocks,"
+        f" {np.median(seconds):.1f} s a trial, {max(seconds):.1f} s at most"
+    )
+    return bool(good)
+
+
+# ---- simulations
+
+
+def traces(bench: Bench, count: int) -> bool:
+    held = synthetic.coverage(count)
+    good = 0.93 <= held["all"] <= 0.97
+    print(f"intervals on {count:,} synthetic traces hold the truth in {100 * held['all']:.1f} % (93 to 97 %): {verdict(good)}")
+    print("    " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in held.items() if name != "all"))
+    return good
+
+
+def pairs(bench: Bench, count: int) -> bool:
+    found = [
+        synthetic.right_or_wrong(*one, count) for one in ((620, 0.05, 0.02), (2000, 0.02, 0.008), (2000, 0.1, 0.02), (5000, 0.01, 0.004))
+    ]
+    found.append(synthetic.measured(200, 0.2, count // 3))
+    for one in found:
+        good = one.false_alarms <= 0.07 and abs(one.power - one.formula) <= 0.03
+        told = f"false alarms {100 * one.false_alarms:.1f} % (at most 5 + 2), power {100 * one.power:.1f} %, by the formula {100 * one.formula:.1f} % (within 3)"
+        print(f"{one.what}: {told}: {verdict(good)}")
+    return all(one.false_alarms <= 0.07 and abs(one.power - one.formula) <= 0.03 for one in found)
+
+
+# ---- other tools' clocks
+
+
+def tools(bench: Bench, rounds: int) -> bool:
+    """edgeopt and the other tool in turn, each time in new processes, on the same artifact and threads."""
+    good = True
+    for backend, tool in TOOLS.items():
+        for size, layers in SIZES.items():
+            artifact, threads = bench.artifact(layers, backend), bench.target(backend).threads
+            for index in range(len(bench.of(part="tools", backend=backend, size=size)), rounds):
+                figures: dict[str, float] = {}
+                for who in random.Random(index).sample(["ours", "theirs"], 2):
+                    figures[who] = _ours(bench, artifact, backend, index) if who == "ours" else _theirs(backend, artifact.path, threads)
+                bench.keep({"part": "tools", "backend": backend, "size": size, "index": index, **figures})
+            lines = bench.of(part="tools", backend=backend, size=size)[:rounds]
+            ours, theirs = (float(np.median([line[who] for line in lines])) for who in ("ours", "theirs"))
+            apart = ours / theirs - 1
+            fits = abs(apart) <= 0.03 and (ours < 1 if size == "under 1 ms" else ours > 5)
+            print(
+                f"{tool}, {size}: {theirs:.4f} ms, edgeopt {ours:.4f} ms, {100 * apart:+.1f} % (within 3 %), {len(lines)} rounds each: {verdict(fits)}",
+                flush=True,
+            )
+            good &= fits
+    return good
+
+
+def _ours(bench: Bench, artifact: Artifact, backend: str, seed: int) -> float:
+    row = bench.session({"model": artifact}, backend, 2.0, seed).rows["model"]
+    assert row.latency_ms
+    return row.latency_ms.p50
+
+
+def _theirs(backend: str, path: Path, threads: int) -> float:
+    """The other tool's median of two seconds, in milliseconds."""
+    if backend == "onnxruntime":
+        command = [sys.executable, "-c", BARE_LOOP, str(path), str(threads), "2"]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    settings = ["-api", "sync", "-hint", "latency", "-nthreads", str(threads), "-nstreams", "1", "-infer_precision", "f32", "-t", "2"]
+    tool = Path(sys.executable).parent / "benchmark_app"
+    said = subprocess.run([str(tool), "-m", str(path), "-d", "CPU", *settings], capture_output=True, text=True, check=True).stdout
+    [median] = re.findall(r"Median:\s*([0-9.]+) ms", said)
+    return float(median)
+
+
+# ---- our own cost
+
+
+def cost(bench: Bench, runs: int) -> bool:
+    """What the harness itself takes of a call: a runtime that computes nothing, timed from outside."""
+    with Child("cost") as child:
+        child.open(bench.artifact(1, "null"), bench.target("null"))
+        sample = {"0/x": np.zeros((ROWS, WIDTH), np.float32)}
+        child.ask("feeds", arrays=sample)
+        child.ask("time", runs=1000, seconds=None)
+        found = []
+        for _ in range(7):
+            began = time.perf_counter()
+            _, arrays = child.ask("time", runs=runs, seconds=None)
+            found.append((1e6 * (time.perf_counter() - began) / runs, np.median(arrays["compute_ns"]) / 1e3))
+    whole, inside = (float(np.median(column)) for column in zip(*found, strict=True))
+    good = whole <= 20
+    print(
+        f"the harness's own cost: {whole:.2f} µs a call (at most 20), {inside:.2f} µs of it within what is told as latency: {verdict(good)}"
+    )
+    return good
+
+
+def verdict(good: Any) -> str:
+    return "ok" if good else "NOT MET"
+
+
+def main() -> Iterator[bool]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few of each")
+    parser.add_argument("--trials", type=int, help="real sessions of each kind (200)")
+    parser.add_argument("--only", action="append", choices=PARTS, help="just these parts")
+    parser.add_argument("--backend", choices=list(TOOLS), default="onnxruntime", help="runtime of the real sessions")
+    parser.add_argument("--results", type=Path, default=Path("runs/honesty.jsonl"))
+    given = parser.parse_args()
+    counts = (
+        {"trials": 3, "traces": 500, "pairs": 300, "tools": 1, "cost": 2000}
+        if given.quick
+        else {"trials": 200, "traces": 2000, "pairs": 3000, "tools": 7, "cost": 20000}
+    )
+    counts["trials"] = given.trials or counts["trials"]
+    facts = machine.fingerprint()
+    isa = ", ".join(facts["isa"])
+    print(
+        f"{facts['cpu']}, {facts['cores_allowed']} cores, {isa}, {facts['kernel']}, Python {platform.python_version()}, load {machine.load()}\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), given.results, given.backend)
+        for part in given.only or PARTS:
+            began = time.perf_counter()
+            yield {"trials": trials, "traces": traces, "pairs": pairs, "tools": tools, "cost": cost}[part](bench, counts[part])
+            print(f"    ({part}: {time.perf_counter() - began:.0f} s)\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(0 if all(list(main())) else 1)

@@ -1,0 +1,98 @@
+"""Ranges of a model's activations, found by onnxruntime's calibrators from one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.core.errors import StepError
+from edgeopt.passes.calibration import Calibration
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Feeds = dict[str, np.ndarray[Any, Any]]
+    Ranges = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+
+_BINS = {"entropy": 128, "percentile": 2048}  # those of onnxruntime
+
+
+class _Once:
+    """A reader of one batch, so that the calibrator keeps nothing."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self.feeds: Feeds | None = feeds
+
+    def get_next(self) -> Feeds | None:
+        feeds, self.feeds = self.feeds, None
+        return feeds
+
+
+def find_ranges(model: Path, types: Sequence[str], calibration: Calibration, methods: list[str], folder: Path) -> dict[str, Ranges]:
+    """Each method's ranges of all activations, from one batch at a time.
+
+    onnxruntime's own loop keeps the outputs of all samples, and with `CalibMaxIntermediateOutputs` it forgets
+    all but the last ones (1.32). Histograms are laid over the extremes found first: so each batch
+    adds up to exactly what all samples at once would give.
+    """
+    import numpy as np
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    large = model.with_name(model.name + ".data").exists()
+    calibrator = create_calibrator(
+        model,
+        types,
+        augmented_model_path=str(folder / "augmented.onnx"),
+        calibrate_method=CalibrationMethod.MinMax,
+        use_external_data_format=large,
+    )
+    low: dict[str, Any] = {}
+    high: dict[str, Any] = {}
+    sums: dict[str, Any] = {}
+    batches = 0
+    for feeds in calibration:
+        calibrator.calibrate_tensors_range = None
+        calibrator.collect_data(_Once(feeds))
+        for name, one in calibrator.calibrate_tensors_range.data.items():
+            least, most = one.range_value
+            if not (np.isfinite(least).all() and np.isfinite(most).all()):
+                raise StepError(f"calibration: '{name}' is NaN or infinite", remedy="look at the calibration data and the model")
+            low[name], high[name] = np.minimum(low.get(name, least), least), np.maximum(high.get(name, most), most)
+            sums[name] = sums.get(name, 0) + np.stack([least, most]).astype(np.float64)
+        batches += 1
+    extremes = {name: (low[name], high[name]) for name in low}
+    found: dict[str, Ranges] = {}
+    for method in methods:
+        if method == "minmax":
+            found[method] = extremes
+        elif method == "mean-minmax":
+            found[method] = {name: tuple((sums[name] / batches).astype(low[name].dtype)) for name in low}
+        else:
+            found[method] = _from_histograms(model, types, calibration, method, extremes, folder)
+    return found
+
+
+def _from_histograms(model: Path, types: Sequence[str], calibration: Calibration, method: str, extremes: Ranges, folder: Path) -> Ranges:
+    import numpy as np
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import HistogramCollector, create_calibrator
+
+    kind = CalibrationMethod.Entropy if method == "entropy" else CalibrationMethod.Percentile
+    calibrator = create_calibrator(
+        model, types, augmented_model_path=str(folder / f"{method}.onnx"), calibrate_method=kind, extra_options={"symmetric": False}
+    )
+    collector = HistogramCollector(
+        method=method, symmetric=False, num_bins=_BINS[method], num_quantized_bins=128, percentile=99.999, scenario="same"
+    )
+    for name, (low, high) in extremes.items():
+        least, most = low.reshape(()), high.reshape(())
+        reach = np.maximum(abs(least), abs(most))
+        counts, edges = np.histogram(np.zeros(0, least.dtype), _BINS[method], range=(-reach, reach))
+        collector.histogram_dict[name] = (counts, edges.astype(least.dtype), least, most, reach)
+    calibrator.collector = collector
+    for feeds in calibration:
+        calibrator.collect_data(_Once(feeds))
+    ranges = {name: one.range_value for name, one in calibrator.compute_data().data.items()}
+    return {name: (np.asarray(low), np.asarray(high)) for name, (low, high) in ranges.items()}

@@ -1,0 +1,96 @@
+"""Samples for quantization, one at a time: some to find ranges with, others to judge the result by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edgeopt.core.errors import StepError, UsageError
+from edgeopt.core.protocols import Context, Split
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Feeds = dict[str, np.ndarray[Any, Any]]
+
+FEWEST, ENOUGH, JUDGED = 8, 64, 64
+# A candidate replaces an earlier, plainer one only if it is better by this much on samples that it has not seen.
+MARGIN_DB = 1.0
+_BEST_DB = 150.0
+
+T = TypeVar("T")
+
+
+class Calibration:
+    """What the split `calibrate` gives, streamed; `held` samples are never among those that set ranges.
+
+    With a split `tune` the judging samples come from there. Otherwise the last ones of `calibrate` are held back.
+    """
+
+    def __init__(self, ctx: Context, samples: int, judge: bool) -> None:
+        self.split, self.tune, self.progress = ctx.data["calibrate"], ctx.data.get("tune"), ctx.progress
+        seen = sum(1 for _ in islice(self.split, samples + JUDGED))
+        if seen < FEWEST:
+            raise UsageError(
+                f"quantize-int8 needs at least {FEWEST} calibration samples, and there are {seen}",
+                remedy="give more under `data: calibrate`; 100 to 500 typical ones are good",
+            )
+        spare = seen // 5 if judge and self.tune is None else 0
+        self.count = min(samples, seen - spare)
+        ctx.note("calibration_samples", self.count)
+        if self.count < ENOUGH:
+            ctx.note("warning", f"only {self.count} calibration samples: ranges found on fewer than {ENOUGH} seldom hold")
+
+    def __iter__(self) -> Iterator[Feeds]:
+        done = 0
+        for feeds, labels in self.split.batches(1):
+            if done >= self.count:
+                return
+            done += len(labels)
+            self.progress(min(done, self.count), self.count, "calibrating")
+            yield feeds
+
+    def held(self) -> Iterator[Feeds]:
+        """At most 64 samples that set no range."""
+        return islice(_after(self.tune, 0) if self.tune else _after(self.split, self.count), JUDGED)
+
+    def choose(
+        self, reference: Callable[[Feeds], Feeds], candidates: Mapping[str, Callable[[], T]], runner: Callable[[T], Any]
+    ) -> tuple[str, T, dict[str, float]]:
+        """The first candidate, or a later one that is clearly better; with what each reached in dB SQNR."""
+        best: tuple[str, T] | None = None
+        reached: dict[str, float] = {}
+        for name, build in candidates.items():
+            made = build()
+            if len(candidates) > 1:
+                reached[name] = round(self._decibels(reference, runner(made)), 2)
+            if best is None or reached[name] >= reached[best[0]] + MARGIN_DB:
+                best = name, made
+            del made
+        if best is None:
+            raise StepError("quantize-int8: there is nothing to choose from", remedy="report this")
+        return *best, reached
+
+    def _decibels(self, reference: Callable[[Feeds], Feeds], candidate: Callable[[Feeds], Feeds]) -> float:
+        """SQNR of the candidate on the held samples, averaged over its real-valued outputs."""
+        import numpy as np
+
+        sums: dict[str, np.ndarray[Any, Any]] = {}
+        for feeds in self.held():
+            after = candidate(feeds)
+            for name, exact in reference(feeds).items():
+                if np.issubdtype(exact.dtype, np.floating):
+                    x = exact.astype(np.float64)
+                    sums[name] = sums.get(name, 0) + np.array([(x**2).sum(), ((x - after[name]) ** 2).sum()])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = [min(_BEST_DB, 10 * float(np.log10(signal / noise))) for signal, noise in sums.values()]
+        return float(np.mean([-_BEST_DB if np.isnan(one) else max(-_BEST_DB, one) for one in found])) if found else 0.0
+
+
+def _after(split: Split, skipped: int) -> Iterator[Feeds]:
+    done = 0
+    for feeds, labels in split.batches(1):
+        if done >= skipped:
+            yield feeds
+        done += len(labels)

@@ -1,0 +1,249 @@
+"""INT8 by onnxruntime on ONNX models: Q/DQ pairs in the flavour that the target reads right."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.core import machine, registry
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import EdgeoptError, StepError
+from edgeopt.core.protocols import Context
+from edgeopt.formats import onnx as onnx_format
+from edgeopt.passes.activation_ranges import find_ranges
+from edgeopt.passes.calibration import Calibration
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+    from edgeopt.passes.activation_ranges import Ranges
+    from edgeopt.passes.quantize_int8 import QuantizeInt8
+
+# Runtimes on CPUs that read U8 activations right; anything else gets symmetric S8, which everybody does.
+_CPU_BACKENDS = ("onnxruntime", "openvino", "null")
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# What stands between layers with weights and computes on quantized numbers too.
+_BETWEEN = (
+    *("Add", "Mul", "Concat", "Clip", "Relu", "LeakyRelu", "Sigmoid", "GlobalAveragePool", "AveragePool", "MaxPool"),
+    *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Resize", "Pad", "Split", "Slice"),
+)
+_PER_CHANNEL_OPSET, _LEAST_OPSET = 13, 10
+
+
+def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
+    """The quantized model's file. Raises StepError when nothing in it could be quantized."""
+    registry.need("onnxruntime.quantization", "onnxruntime")
+    flavour = flavour_of(ctx.target)
+    proto = onnx_format.load(model.path)
+    kept = onnx_format.matching(options.keep, {node.name: node.op_type for node in proto.graph.node})
+    _refuse(proto)
+    attention = _has_attention(proto)
+    sets = {"plain": (*_WEIGHTED, *_BETWEEN), "transformer": _WEIGHTED}
+    kinds = [options.model_type] if options.model_type != "auto" else ["plain", "transformer"] if attention else ["plain"]
+    methods: list[str] = [options.calibration] if options.calibration != "auto" else ["minmax", "mean-minmax"]
+    calibration = Calibration(ctx, options.samples, judge=len(kinds) * len(methods) > 1)
+    reduce, why = _reduce_range(options, flavour, ctx)
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        folder = Path(scratch)
+        try:
+            prepared = _prepare(proto, folder, model, ctx)
+            ranges = find_ranges(prepared, sets[kinds[0]], calibration, methods, folder)
+        except EdgeoptError:
+            raise
+        except Exception as error:
+            raise _failed(error) from error
+
+        def build(kind: str, method: str) -> ModelProto:
+            return _quantized(prepared, ranges[method], sets[kind], kept, options, flavour, reduce)
+
+        def runner(made: ModelProto) -> Any:
+            return onnx_format.Onnx().runner(onnx_format.save(made, folder / "candidate.onnx"))
+
+        candidates = {f"{kind}, {method}": partial(build, kind, method) for kind in kinds for method in methods}
+        try:
+            chosen, best, reached = calibration.choose(onnx_format.Onnx().runner(model.path), candidates, runner)
+        except EdgeoptError:
+            raise
+        except Exception as error:
+            raise _failed(error) from error
+    layers = quantized_layers(best)
+    if not layers:
+        raise StepError(
+            "nothing was quantized: the model has no layer that onnxruntime quantizes, or all are kept", remedy="leave quantize-int8 out"
+        )
+    if flavour == "s8s8":
+        refuse_unsigned(best)
+    path = onnx_format.save(best, ctx.folder / onnx_format.MAIN)
+    onnx_format.Onnx().runner(path)
+    notes = {
+        "engine": "onnxruntime",
+        "flavour": flavour,
+        "chosen": chosen,
+        "tried_db": reached,
+        "reduce_range": why,
+        "quantized_layers": layers,
+    }
+    for name, value in notes.items():
+        if value:
+            ctx.note(name, value)
+    return path
+
+
+def flavour_of(target: Any) -> str:
+    """u8s8 only where it is known to be right: elsewhere the U8 flavour loads and computes nonsense."""
+    asked, backend = target.get("int8", "any"), target.get("backend", "")
+    if backend not in _CPU_BACKENDS or asked == "s8s8":
+        return "s8s8"
+    return "u8s8" if asked == "u8s8" or target.get("arch") == "x86_64" else "s8s8"
+
+
+def _reduce_range(options: QuantizeInt8, flavour: str, ctx: Context) -> tuple[bool, str]:
+    """Whether weights get 7 bits, and why: x86 without VNNI adds products of U8 and S8 in 16 bits."""
+    if options.reduce_range != "auto":
+        return options.reduce_range, ""
+    facts = machine.fingerprint()
+    exposed = flavour == "u8s8" and ctx.target.get("arch") == "x86_64" == facts["arch"]
+    lacking = exposed and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(facts["isa"])
+    return lacking, "weights of 7 bits: this CPU has no VNNI" if lacking else ""
+
+
+def _refuse(proto: ModelProto) -> None:
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in onnx_format.nodes(proto)):
+        raise StepError("the model is quantized already", remedy="remove one of the two quantize-int8")
+    if onnx_format.opset(proto) < _LEAST_OPSET:
+        raise StepError(
+            f"the model has opset {onnx_format.opset(proto)}, and quantization needs {_LEAST_OPSET}", remedy="export it with a newer opset"
+        )
+
+
+def _has_attention(proto: ModelProto) -> bool:
+    makers = {name: node.op_type for node in proto.graph.node for name in node.output}
+    return any(node.op_type == "MatMul" and "Softmax" in (makers.get(name) for name in node.input) for node in proto.graph.node)
+
+
+def _failed(error: Exception) -> StepError:
+    text = " ".join(str(error).split())[:300]
+    return StepError(f"onnxruntime cannot quantize this model: {type(error).__name__}: {text}", remedy="leave quantize-int8 out")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _prepare(proto: ModelProto, folder: Path, model: Artifact, ctx: Context) -> Path:
+    """The model with constants as initializers, normalizations folded and all shapes inferred, as far as that goes."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    lift_constants(proto.graph)
+    onnx_format.name_nodes(proto)
+    source, target = onnx_format.save(proto, folder / "source.onnx"), folder / "prepared.onnx"
+    for skipped in ({}, {"skip_symbolic_shape": True}, {"skip_symbolic_shape": True, "skip_optimization": True}):
+        try:
+            quant_pre_process(str(source), str(target), **skipped)
+            onnx_format.Onnx().runner(target)
+            if onnx_format.Onnx().signature(target) == model.signature:
+                return target
+        except Exception:  # noqa: BLE001  (symbolic inference and the optimizer each fail on some models, in their own ways)
+            continue
+    ctx.note("warning", "the model could not be prepared for quantization: layers without known shapes stay float")
+    return source
+
+
+def lift_constants(graph: GraphProto) -> None:
+    """Turn Constant nodes into initializers: the quantizer takes only those for weights."""
+    outputs = {value.name for value in graph.output}
+    for node in list(graph.node):
+        value = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
+        if node.op_type == "Constant" and value is not None and node.output[0] not in outputs:
+            lifted = graph.initializer.add()
+            lifted.CopyFrom(value)
+            lifted.name = node.output[0]
+            graph.node.remove(node)
+
+
+def _quantized(
+    prepared: Path, ranges: Ranges, types: tuple[str, ...], kept: list[str], options: QuantizeInt8, flavour: str, reduce: bool
+) -> ModelProto:
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    original = onnx_format.load(prepared)
+    symmetric = flavour == "s8s8"
+    # TensorRT reads biases only as float; it and every S8 kernel want zero points of 0.
+    extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
+    quantizer = QDQQuantizer(
+        onnx_format.load(prepared),
+        options.per_channel and onnx_format.opset(original) >= _PER_CHANNEL_OPSET,
+        reduce,
+        QuantType.QInt8,
+        QuantType.QInt8 if symmetric else QuantType.QUInt8,
+        TensorsData(CalibrationMethod.MinMax, dict(ranges)),
+        [],
+        [node.name for node in original.graph.node if node.name in set(kept)],
+        list(types),
+        extra,
+    )
+    quantizer.quantize_model()
+    made: ModelProto = quantizer.model.model
+    _restore_captured(made, original)
+    _free_outputs(made.graph)
+    onnx_format.sort_nodes(made.graph)
+    onnx_format.name_nodes(made)
+    return made
+
+
+def _restore_captured(made: ModelProto, original: ModelProto) -> None:
+    """Bring back float weights that a body of If or Loop reads: the quantizer sees only the outer nodes."""
+    bodies = {name for node in made.graph.node if onnx_format.bodies(node) for name in onnx_format.reads(node)}
+    present = {tensor.name for tensor in made.graph.initializer}
+    made.graph.initializer.extend(tensor for tensor in original.graph.initializer if tensor.name in bodies - present)
+
+
+def _free_outputs(graph: GraphProto) -> None:
+    """Take the Q/DQ pair off outputs that a matrix product makes: its kernels give float as fast, and exactly."""
+    outputs = {value.name for value in graph.output}
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = Counter(name for node in graph.node for name in onnx_format.reads(node))
+    for name in outputs:
+        pair = makers.get(name)
+        quantizer = makers.get(pair.input[0]) if pair is not None and pair.op_type == "DequantizeLinear" else None
+        layer = makers.get(quantizer.input[0]) if quantizer is not None and quantizer.op_type == "QuantizeLinear" else None
+        if pair is None or quantizer is None or layer is None or layer.op_type not in ("Gemm", "MatMul"):
+            continue
+        if readers[layer.output[0]] == readers[quantizer.output[0]] == 1:
+            layer.output[0] = name
+            graph.node.remove(pair)
+            graph.node.remove(quantizer)
+
+
+def quantized_layers(model: ModelProto) -> dict[str, int]:
+    """How many layers of each type read a quantized tensor."""
+    made = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    found = Counter(node.op_type for node in model.graph.node if node.op_type != "QuantizeLinear" and node.input and node.input[0] in made)
+    return dict(found)
+
+
+def refuse_unsigned(model: ModelProto) -> None:
+    """Raises StepError unless every Q/DQ pair is symmetric S8: with U8, TensorRT loads the model and computes at half range."""
+    from onnx import TensorProto, numpy_helper
+
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        zero = stored.get(node.input[2]) if len(node.input) > 2 else None
+        if zero is None or zero.data_type != TensorProto.INT8 or numpy_helper.to_array(zero).any():
+            raise StepError(
+                f"'{node.name}' is not symmetric S8, which this target needs", remedy="keep the layer in float (`keep`), and report this"
+            )

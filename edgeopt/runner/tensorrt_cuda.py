@@ -1,0 +1,162 @@
+"""CUDA as the TensorRT session needs it, by cuda-bindings: streams, events, graphs, and buffers that live on both sides.
+
+Written against cuda-bindings 12.9 and 13.5. Nothing here ran on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgeopt.runner import Problem
+
+
+def runtime() -> Any:
+    """cuda-bindings' module of the CUDA runtime. Raises a Problem where it is not installed."""
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise Problem("missing", f"cuda-bindings is needed here and cannot be imported: {error}", "pip install cuda-bindings") from None
+
+
+def call(doing: str, answer: tuple[Any, ...]) -> Any:
+    """The results of a CUDA call, whose first is an error code. Raises a Problem with CUDA's own words."""
+    code, *results = answer
+    if int(code) != 0:
+        kind = "resource" if code.name == "cudaErrorMemoryAllocation" else "step"
+        remedy = "use a smaller batch or another GPU" if kind == "resource" else "see the run's log; nvidia-smi tells how the GPU is"
+        raise Problem(kind, f"{doing}: {code.name}: {_words(code)}", remedy)
+    return results[0] if len(results) == 1 else results
+
+
+def _words(code: Any) -> str:
+    _, text = runtime().cudaGetErrorString(code)
+    return text.decode() if isinstance(text, bytes) else str(text)
+
+
+class Stream:
+    """One CUDA stream."""
+
+    def __init__(self) -> None:
+        self._cuda = runtime()
+        self.handle = call("making a stream", self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking))
+
+    def __int__(self) -> int:
+        return int(self.handle)
+
+    def wait(self) -> None:
+        call("computing on the GPU", self._cuda.cudaStreamSynchronize(self.handle))
+
+    def close(self) -> None:
+        self._cuda.cudaStreamDestroy(self.handle)
+
+
+class Buffer:
+    """A tensor on the GPU with its page-locked twin in main memory."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self._cuda = runtime()
+        self.shape, self.size = shape, max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        self.device = int(call("allocating on the GPU", self._cuda.cudaMalloc(self.size)))
+        self._locked = int(call("allocating page-locked memory", self._cuda.cudaHostAlloc(self.size, self._cuda.cudaHostAllocDefault)))
+        memory: Any = (ctypes.c_byte * self.size).from_address(self._locked)
+        self.host: np.ndarray[Any, Any] = np.ndarray(shape, dtype, buffer=memory)
+
+    def to_device(self, stream: Stream) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        call("copying to the GPU", self._cuda.cudaMemcpyAsync(self.device, self._locked, self.size, kind, stream.handle))
+
+    def to_host(self, stream: Stream) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call("copying from the GPU", self._cuda.cudaMemcpyAsync(self._locked, self.device, self.size, kind, stream.handle))
+
+    def close(self) -> None:
+        self._cuda.cudaFree(self.device)
+        self._cuda.cudaFreeHost(self._locked)
+
+
+class Graph:
+    """What a function puts on a stream, recorded once and launched as a whole."""
+
+    def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
+        self._cuda, self._stream = runtime(), stream
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call("recording a CUDA graph", self._cuda.cudaStreamBeginCapture(stream.handle, mode))
+        try:
+            enqueue()
+        finally:  # a stream left in capture could never be used again
+            ended = self._cuda.cudaStreamEndCapture(stream.handle)
+        recorded = call("recording a CUDA graph", ended)
+        self._executable = call("making a CUDA graph", self._cuda.cudaGraphInstantiate(recorded, 0))
+        self._cuda.cudaGraphDestroy(recorded)
+
+    def launch(self) -> None:
+        call("launching a CUDA graph", self._cuda.cudaGraphLaunch(self._executable, self._stream.handle))
+
+    def close(self) -> None:
+        self._cuda.cudaGraphExecDestroy(self._executable)
+
+
+class Stopwatch:
+    """Milliseconds between marks on a stream, by CUDA events."""
+
+    def __init__(self, stream: Stream, marks: int) -> None:
+        self._cuda, self._stream = runtime(), stream
+        self._events = [call("making an event", self._cuda.cudaEventCreate()) for _ in range(marks)]
+
+    def mark(self, index: int) -> None:
+        call("recording an event", self._cuda.cudaEventRecord(self._events[index], self._stream.handle))
+
+    def laps(self) -> list[float]:
+        """Milliseconds from each mark to the next; waits for the last."""
+        call("waiting for an event", self._cuda.cudaEventSynchronize(self._events[-1]))
+        pairs = zip(self._events, self._events[1:], strict=False)
+        return [float(call("reading an event", self._cuda.cudaEventElapsedTime(one, other))) for one, other in pairs]
+
+    def close(self) -> None:
+        for event in self._events:
+            self._cuda.cudaEventDestroy(event)
+
+
+def wait_by(spinning: bool) -> None:
+    """How this process waits for the GPU: polling, or asleep. To be said before anything else uses the GPU."""
+    cuda = runtime()
+    flag = cuda.cudaDeviceScheduleSpin if spinning else cuda.cudaDeviceScheduleBlockingSync
+    call("choosing how to wait", cuda.cudaSetDeviceFlags(flag))
+
+
+def conditions() -> dict[str, Any]:
+    """Clocks, power and throttling of the first GPU as NVML tells them now; empty where it does not."""
+    try:
+        nvml = importlib.import_module("cuda.bindings.nvml")
+        nvml.init_v2()
+    except Exception:  # noqa: BLE001 (a Jetson's driver has no NVML; no figure is better than no measuring)
+        return {}
+    gpu = nvml.device_get_handle_by_index_v2(0)
+    found: dict[str, Any] = {}
+    for name, ask in {
+        "driver": nvml.system_get_driver_version,
+        "graphics_mhz": lambda: nvml.device_get_clock_info(gpu, nvml.ClockType.CLOCK_GRAPHICS),
+        "memory_mhz": lambda: nvml.device_get_clock_info(gpu, nvml.ClockType.CLOCK_MEM),
+        "most_graphics_mhz": lambda: nvml.device_get_max_clock_info(gpu, nvml.ClockType.CLOCK_GRAPHICS),
+        "power_w": lambda: nvml.device_get_power_usage(gpu) / 1000,
+        "power_limit_w": lambda: nvml.device_get_power_management_limit(gpu) / 1000,
+        "performance_state": lambda: nvml.device_get_performance_state(gpu),
+        "throttled_by": lambda: _reasons(nvml, nvml.device_get_current_clocks_event_reasons(gpu)),
+    }.items():
+        try:
+            found[name] = ask()
+        except Exception:  # noqa: BLE001 (each GPU tells some of it)
+            found[name] = None
+    return found
+
+
+def _reasons(nvml: Any, bits: int) -> list[str]:
+    """Why the clocks are lower than they could be; idle is no reason."""
+    named = {one.name: int(one) for one in nvml.ClocksEventReasons}
+    quiet = ("NONE", "IDLE", "APPLICATIONS_CLOCKS_SETTING", "ALL")
+    return [name for name, bit in named.items() if bit and bits & bit and not name.endswith(quiet)]

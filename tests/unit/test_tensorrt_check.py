@@ -1,0 +1,201 @@
+"""The checker for TensorRT: 64 models with a known fault each, 14 sound ones; its word held against that of RTX's own parser."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import small_onnx as small
+from faulty_onnx import FAULTY, GOOD
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeopt.backends import tensorrt_check, tensorrt_check_nodes
+from edgeopt.core import registry
+from edgeopt.core.errors import StepError
+from edgeopt.runner import tensorrt_engine, tensorrt_library
+
+ADA = {"product": "rtx", "compute_capabilities": ["8.9"]}
+no_rtx = tensorrt_library.why_not_build("rtx")
+
+
+def target(**options):
+    return {"batch": 1, "int8": "s8s8", "options": {**ADA, **options}}
+
+
+def findings(proto, folder: Path, **options):
+    return tensorrt_check.read(small.write(proto, folder), target(**options))
+
+
+@pytest.mark.parametrize("case", FAULTY, ids=lambda case: case.name)
+def test_a_fault_is_told_with_its_node_and_what_mends_it(case, tmp_path):
+    found = findings(case.make(), tmp_path, **case.target)
+    told = [one for one in found if one.level == case.level and case.node == one.node.split("/")[-1] and case.says in one.cause]
+    assert told, found
+    assert all(one.layer == "A" and one.remedy for one in found)
+    if case.level == "warning":
+        assert all(one.level == "warning" for one in found)
+
+
+@pytest.mark.parametrize("case", GOOD, ids=lambda case: case.name)
+def test_a_sound_model_is_let_pass(case, tmp_path):
+    assert findings(case.make(), tmp_path, **case.target) == []
+
+
+def test_there_are_enough_of_them():
+    assert len(FAULTY) >= 40 and len(GOOD) >= 10
+    assert len({case.name for case in FAULTY + GOOD}) == len(FAULTY + GOOD)
+
+
+def test_a_remedy_names_no_pass_that_does_not_exist(tmp_path):
+    words = {
+        word.strip("`,.:;()") for case in FAULTY for one in findings(case.make(), tmp_path, **case.target) for word in one.remedy.split()
+    }
+    named = {
+        word for word in words if word in ("quantize-int8", "cast-fp16", "simplify") or word.startswith(("fix-", "cast-", "quantize-"))
+    }
+    assert named and named <= set(registry.names("passes"))
+
+
+# -- layer B ---------------------------------------------------------------------------------------
+
+ASK = """
+import json, sys
+from edgeopt.runner import tensorrt_engine
+for line in sys.stdin:
+    print(json.dumps(tensorrt_engine.support({"product": "rtx", "model": line.strip()})), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    """What the parser says of each model, all asked in one child."""
+    folder = tmp_path_factory.mktemp("models")
+    paths = [small.write(case.make(), folder, f"{case.name}.onnx") for case in FAULTY + GOOD]
+    done = subprocess.run([sys.executable, "-c", ASK], input="\n".join(map(str, paths)), capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return dict(zip([path.stem for path in paths], lines, strict=True))
+
+
+@pytest.mark.skipif(bool(no_rtx), reason=no_rtx)
+@pytest.mark.parametrize("case", FAULTY + GOOD, ids=lambda case: case.name)
+def test_the_parser_says_what_the_table_says_and_each_difference_is_explained(case, verdicts):
+    verdict = verdicts[case.name]
+    assert verdict["supported"] == (case.parser == "accepts")
+    agrees = (case.parser == "refuses") == (case.level == "error")
+    assert agrees or case.why, "layers A and B differ, and the table does not say why"
+    if case.parser == "refuses":
+        assert all(one["cause"] and one["remedy"] for one in verdict["refused"])
+        assert not any("cudaError" in one["cause"] for one in verdict["refused"]), "the noise of a missing GPU is no cause"
+
+
+@pytest.mark.skipif(bool(no_rtx), reason=no_rtx)
+def test_the_list_of_unknown_operators_is_that_of_the_installed_parser():
+    code = """
+import onnx, tensorrt_rtx as trt
+from edgeopt.runner import tensorrt_library, tensorrt_log
+tensorrt_library.load('rtx')
+network = trt.Builder(tensorrt_log.logger()).create_network(1)
+parser = trt.OnnxParser(network, tensorrt_log.logger())
+print(*sorted({s.name for s in onnx.defs.get_all_schemas() if s.domain == "" and not parser.supports_operator(s.name)}))
+"""
+    said = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    listed = tensorrt_check_nodes.UNSUPPORTED | set(tensorrt_check_nodes.INTEGER)
+    assert said - listed == set(), "operators that the parser has no kernel for and the checker does not know of"
+    assert {name for name in listed - said if onnx.defs.has(name)} == set()
+
+
+@pytest.mark.skipif(bool(no_rtx), reason=no_rtx)
+def test_a_check_holds_both_layers_errors_first(tmp_path):
+    case = next(one for one in FAULTY if one.name == "weight_zero_point")
+    found = tensorrt_check.check(small.write(case.make(), tmp_path), target())
+    assert [(one.layer, one.level, one.node) for one in found] == [("A", "error", "w_dq"), ("B", "error", "w_dq")]
+
+
+@pytest.mark.skipif(bool(no_rtx), reason=no_rtx)
+def test_for_full_tensorrt_the_word_of_rtx_is_a_warning(tmp_path):
+    case = next(one for one in FAULTY if one.name == "sizes_from_data")
+    found = tensorrt_check.check(small.write(case.make(), tmp_path), target(product="tensorrt", compute_capabilities=["8.7"], profiles={}))
+    assert [(one.layer, one.level) for one in found] == [("B", "warning")]
+
+
+# -- layer C: why the parser's yes is not enough ---------------------------------------------------
+
+ACCEPTED_AND_NOT_BUILT = ["computed_scale", "boxes_from_data", "fp32_matmul_on_turing", "bfloat16_on_turing", "fp8_on_ampere"]
+
+
+@pytest.mark.skipif(bool(no_rtx), reason=no_rtx)
+@pytest.mark.parametrize("name", ACCEPTED_AND_NOT_BUILT)
+def test_the_builder_refuses_what_the_parser_let_pass(name, tmp_path):
+    from edgeopt.backends.tensorrt import TensorrtOptions
+
+    case = next(one for one in FAULTY if one.name == name)
+    options = TensorrtOptions(**{**ADA, **case.target}).model_dump(mode="json")
+    path = small.write(case.make(), tmp_path)
+    request = {"do": "build", "product": "rtx", "model": str(path), "engine": str(tmp_path / "e"), "options": options, "profile": {}}
+    with pytest.raises(tensorrt_engine.Problem) as caught:
+        tensorrt_engine.ask(request, 60)
+    assert caught.value.kind == "step" and caught.value.remedy and "cudaError" not in caught.value.cause
+    assert not (tmp_path / "e").exists()
+
+
+# -- what the checker must cope with ---------------------------------------------------------------
+
+
+def test_a_file_that_is_no_model_is_an_error_of_the_step(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"\x08no model at all")
+    with pytest.raises(StepError, match="no ONNX model"):
+        tensorrt_check.read(tmp_path / "model.onnx", target())
+
+
+def test_a_file_over_2_gb_is_told_with_the_way_out(tmp_path):
+    path = tmp_path / "large.onnx"
+    with path.open("wb") as file:
+        file.truncate(2**31)  # sparse: it takes no room
+    (one,) = tensorrt_check.check(path, target())
+    assert one.level == "error" and "2 GB" in one.cause and "save_as_external_data" in one.remedy
+
+
+def test_scales_beside_the_model_are_read_too(tmp_path):
+    proto = next(one for one in FAULTY if one.name == "dead_channel").make()
+    path = small.write(proto, tmp_path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (tmp_path / "weights.bin").stat().st_size > 0
+    assert [one.node for one in tensorrt_check.read(path, target())] == ["w_dq"]
+
+
+def test_a_node_without_a_name_is_told_by_what_it_makes(tmp_path):
+    proto = next(one for one in FAULTY if one.name == "weight_zero_point").make()
+    for node in proto.graph.node:
+        node.name = ""
+    assert [one.node for one in findings(proto, tmp_path)] == ["DequantizeLinear of w"]
+
+
+def test_a_scale_behind_a_reshape_is_constant(tmp_path):
+    proto = next(one for one in GOOD if one.name == "quantized_conv").make()
+    index = next(i for i, tensor in enumerate(proto.graph.initializer) if tensor.name == "a_s")
+    proto.graph.initializer[index].name = "a_s_flat"
+    proto.graph.initializer[index].dims[:] = [1]
+    proto.graph.initializer.append(numpy_helper.from_array(__import__("numpy").array([], "int64"), "scalar"))
+    proto.graph.node.insert(0, helper.make_node("Reshape", ["a_s_flat", "scalar"], ["a_s"], name="to_scalar"))
+    assert findings(proto, tmp_path) == []
+
+
+def test_ranges_are_those_of_the_target(tmp_path):
+    proto = small.attention()
+    assert [one.node for one in findings(proto, tmp_path)] == ["x"]
+    assert findings(proto, tmp_path, profiles={"T": 12}) == []
+
+
+def test_an_input_that_is_no_tensor_is_told(tmp_path):
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
+    graph = helper.make_graph(
+        [helper.make_node("SequenceLength", ["x"], ["y"], name="count")],
+        "g",
+        [helper.make_value_info("x", kind)],
+        [small.value("y", [], small.INT64)],
+    )
+    found = findings(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path)
+    assert any("no tensor" in one.cause for one in found)
