@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Drawing takes CPU time from what is being measured, so nothing draws but an event, and that this often at most.
 REDRAW_S = 0.25
-MARKS = {"": "done", "cached": "reused", "failed": "FAILED", "unavailable": "unavailable"}
+MARKS = {"": "done", "cached": "reused", "failed": "FAILED", "cancelled": "cancelled"}
 
 
 @contextmanager
@@ -81,7 +81,7 @@ class Lines(Progress):
             return
         self.rest()
         took = f"{seconds:.1f} s" if how == "" else MARKS.get(how, how)
-        style = {"failed": "red", "unavailable": "yellow", "cached": "dim"}.get(how, "")
+        style = {"failed": "red", "cancelled": "yellow", "cached": "dim"}.get(how, "")
         self._line(f"  {label:<60} {took:>12}", style)
 
     def say(self, text: str) -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from edgeopt.core.errors import Cancelled
+
 
 class Progress:
     """Listens to the stages. Subclasses show it; all methods may be called from one thread only."""
@@ -16,7 +22,22 @@ class Progress:
         """It is at `done` of `total` (0: unknown)."""
 
     def end(self, label: str, seconds: float, how: str = "") -> None:
-        """It ended; `how` is empty, `cached`, `failed` or `unavailable`."""
+        """It ended; `how` is empty, `cached`, `failed` or `cancelled`."""
 
     def say(self, text: str) -> None:
         """Something worth a line of its own (a warning, a note of a library)."""
+
+    @contextmanager
+    def piece(self, label: str) -> Iterator[None]:
+        """A piece of work from start to end, however it ends."""
+        self.start(label)
+        began = time.monotonic()
+        try:
+            yield
+        except (KeyboardInterrupt, Cancelled):
+            self.end(label, time.monotonic() - began, "cancelled")
+            raise
+        except BaseException:
+            self.end(label, time.monotonic() - began, "failed")
+            raise
+        self.end(label, time.monotonic() - began)

@@ -139,17 +139,14 @@ class _Builder:
         return False
 
     def _ask(self, job: dict[str, Any], label: str) -> None:
-        self.progress.start(label)
-        started, how = time.monotonic(), "failed"
+        started = time.monotonic()
         try:
-            for event in self.worker.ask({**job, "label": label}):
-                if event["event"] == "progress":
-                    self.progress.advance(label, event["done"], event["total"], event["text"])
-            how = ""
+            with self.progress.piece(label):
+                for event in self.worker.ask({**job, "label": label}):
+                    if event["event"] == "progress":
+                        self.progress.advance(label, event["done"], event["total"], event["text"])
         finally:
-            spent = time.monotonic() - started
-            self.seconds[label] = round(self.seconds.get(label, 0) + spent, 3)
-            self.progress.end(label, spent, how)
+            self.seconds[label] = round(self.seconds.get(label, 0) + time.monotonic() - started, 3)
 
     def _take(self, artifact: Artifact, row: PlanRow) -> Path:
         """Copy an artifact into the run folder, unless the same one lies there."""

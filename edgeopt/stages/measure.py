@@ -103,11 +103,10 @@ class _Measuring:
         sound = {variant: artifact for variant, artifact in artifacts.items() if variant not in errors}
         scoring = time.monotonic() - began
         label = f"{name} · latency"
-        self.progress.start(label)
         began = time.monotonic()
-        timed = timing.time(self.plan, self.used, sound, self.folder, self.scratch, lambda *told: self.progress.advance(label, *told))
+        with self.progress.piece(label):
+            timed = timing.time(self.plan, self.used, sound, self.folder, self.scratch, lambda *told: self.progress.advance(label, *told))
         spent = time.monotonic() - began
-        self.progress.end(label, spent)
         errors |= timed.errors
         rows = []
         for variant in artifacts:
@@ -138,18 +137,13 @@ class _Measuring:
 
     def _score(self, rows: dict[str, str]) -> dict[str, Any]:
         label = f"{self.used.target.name} · scores"
-        self.progress.start(label)
-        began, how = time.monotonic(), "failed"
         result: dict[str, Any] = {}
-        try:
-            job = {"do": "score", "target": self.used.target.name, "rows": rows, "folder": str(self.scratch), "label": label}
+        job = {"do": "score", "target": self.used.target.name, "rows": rows, "folder": str(self.scratch), "label": label}
+        with self.progress.piece(label):
             for event in self.worker.ask(job):
                 if event["event"] == "progress":
                     self.progress.advance(label, event["done"], event["total"], event["text"])
                 result = event
-            how = ""
-        finally:
-            self.progress.end(label, time.monotonic() - began, how)
         return result
 
 

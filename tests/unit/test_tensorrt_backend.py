@@ -91,18 +91,24 @@ MODELS = {
 }
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Each of the models, made once."""
+    return {name: make(tmp_path_factory.mktemp("made")) for name, (make, _, _) in MODELS.items()}
+
+
 @rtx
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", MODELS)
-def test_rtx_builds_it_without_a_gpu(name, capability, tmp_path):
-    make, profiles, on_turing = MODELS[name]
+def test_rtx_builds_it_without_a_gpu(name, capability, made, tmp_path):
+    _, profiles, on_turing = MODELS[name]
     wanted = fields(capability, profiles=profiles)
     if capability == "7.5" and not on_turing:  # FP32 matrices, and Q/DQ between FP32 layers, do not run on Turing
         with pytest.raises(StepError, match="FP32 matrices, and Turing"):
-            compiled(make(tmp_path), tmp_path, wanted)
+            compiled(made[name], tmp_path, wanted)
         return
     notes = {}
-    engine = compiled(make(tmp_path), tmp_path, wanted, notes)
+    engine = compiled(made[name], tmp_path, wanted, notes)
     assert engine.name == "engine.plan" and engine.stat().st_size > 10_000
     record = json.loads((engine.parent / "build.json").read_text())
     assert record["sha256"] == digest.of_file(engine).removeprefix("sha256:") and record["size_bytes"] == engine.stat().st_size
