@@ -147,13 +147,14 @@ def _prepare(proto: ModelProto, folder: Path, model: Artifact, ctx: Context) -> 
     lift_constants(proto.graph)
     onnx_format.name_nodes(proto)
     source, target = onnx_format.save(proto, folder / "source.onnx"), folder / "prepared.onnx"
-    for skipped in ({}, {"skip_symbolic_shape": True}, {"skip_symbolic_shape": True, "skip_optimization": True}):
+    for skip_optimization in (False, True):
         try:
-            quant_pre_process(str(source), str(target), **skipped)
+            # Symbolic inference would name more axes, of which nothing here has need, and imports torch for it.
+            quant_pre_process(str(source), str(target), skip_optimization=skip_optimization, skip_symbolic_shape=True)
             onnx_format.Onnx().runner(target)
             if onnx_format.Onnx().signature(target) == model.signature:
                 return target
-        except Exception:  # noqa: BLE001  (symbolic inference and the optimizer each fail on some models, in their own ways)
+        except Exception:  # noqa: BLE001  (inference and optimizer fail on some models, in their own ways)
             continue
     ctx.note("warning", "the model could not be prepared for quantization: layers without known shapes stay float")
     return source

@@ -22,13 +22,15 @@ from edgeopt.core.plan import PlanTarget
 
 _KINDS = {"usage": UsageError, "missing": MissingError, "resource": ResourceError, "step": StepError}
 
-# Telemetry of every dependency off, threads of numeric libraries left to edgeopt.
+# Telemetry of every dependency off. OpenMP threads that wait asleep instead of spinning: training is
+# twice as fast on two cores that others use too, and no slower on quiet ones.
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
     "ORT_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",
     "PYTHONUNBUFFERED": "1",
 }
 
