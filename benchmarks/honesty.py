@@ -168,7 +168,8 @@ def trials(bench: Bench, count: int) -> bool:
         for name, (base, own, _, _) in TRIALS.items():
             if not bench.of(part="trials", trial=name, index=index):
                 trial(bench, name, base, own, index)
-    return all([told_of_trials(bench, name, count) for name in TRIALS])
+    told = [told_of_trials(bench, name, count) for name in TRIALS]
+    return all(told)
 
 
 def trial(bench: Bench, name: str, base: int, own: int, index: int) -> None:
@@ -196,10 +197,8 @@ def trial(bench: Bench, name: str, base: int, own: int, index: int) -> None:
             "seconds": took,
         }
     )
-    print(
-        f"  {name} {index}: {row.speedup.verdict}, {row.speedup.value:.4f} [{row.speedup.ci95[0]:.4f}, {row.speedup.ci95[1]:.4f}], {took:.1f} s",
-        flush=True,
-    )
+    low, high = row.speedup.ci95
+    print(f"  {name} {index}: {row.speedup.verdict}, {row.speedup.value:.4f} [{low:.4f}, {high:.4f}], {took:.1f} s", flush=True)
 
 
 def told_of_trials(bench: Bench, name: str, count: int) -> bool:
@@ -213,10 +212,11 @@ def told_of_trials(bench: Bench, name: str, count: int) -> bool:
     injected = 100 * (np.exp(-np.mean(np.log([line["speedup"] for line in found]))) - 1)
     good = hits >= needed * len(found) / 200 and not wrong_sign and np.median(seconds) <= TRIAL_S
     print(f"{name}: {hits} of {len(found)} {right} (at least {needed} of 200), {wrong_sign} with the wrong sign: {verdict(good)}")
+    noise, blocks = (np.median([line[one] for line in found]) for one in ("noise_percent", "blocks"))
     print(
-        f"    injected {100 * (own / base - 1):.1f} % more layers, mean of all {injected:+.2f} %; interval ±{np.median(widths):.2f} %, holds {base / own:.3f} in {100 * inside / len(found):.0f} %;"
-        f" noise {np.median([line['noise_percent'] for line in found]):.2f} %, {np.median([line['blocks'] for line in found]):.0f} blocks,"
-        f" {np.median(seconds):.1f} s a trial, {max(seconds):.1f} s at most"
+        f"    injected {100 * (own / base - 1):.1f} % more layers, mean of all {injected:+.2f} %; interval ±{np.median(widths):.2f} %, "
+        f"holds {base / own:.3f} in {100 * inside / len(found):.0f} %; noise {noise:.2f} %, {blocks:.0f} blocks, "
+        f"{np.median(seconds):.1f} s a trial, {max(seconds):.1f} s at most"
     )
     return bool(good)
 
@@ -239,8 +239,9 @@ def pairs(bench: Bench, count: int) -> bool:
     found.append(synthetic.measured(200, 0.2, count // 3))
     for one in found:
         good = one.false_alarms <= 0.07 and abs(one.power - one.formula) <= 0.03
-        told = f"false alarms {100 * one.false_alarms:.1f} % (at most 5 + 2), power {100 * one.power:.1f} %, by the formula {100 * one.formula:.1f} % (within 3)"
-        print(f"{one.what}: {told}: {verdict(good)}")
+        alarms = f"false alarms {100 * one.false_alarms:.1f} % (at most 5 + 2)"
+        power = f"power {100 * one.power:.1f} %, by the formula {100 * one.formula:.1f} % (within 3)"
+        print(f"{one.what}: {alarms}, {power}: {verdict(good)}")
     return all(one.false_alarms <= 0.07 and abs(one.power - one.formula) <= 0.03 for one in found)
 
 
@@ -262,10 +263,8 @@ def tools(bench: Bench, rounds: int) -> bool:
             ours, theirs = (float(np.median([line[who] for line in lines])) for who in ("ours", "theirs"))
             apart = ours / theirs - 1
             fits = abs(apart) <= 0.03 and (ours < 1 if size == "under 1 ms" else ours > 5)
-            print(
-                f"{tool}, {size}: {theirs:.4f} ms, edgeopt {ours:.4f} ms, {100 * apart:+.1f} % (within 3 %), {len(lines)} rounds each: {verdict(fits)}",
-                flush=True,
-            )
+            told = f"{theirs:.4f} ms, edgeopt {ours:.4f} ms, {100 * apart:+.1f} % (within 3 %)"
+            print(f"{tool}, {size}: {told}, {len(lines)} rounds each: {verdict(fits)}", flush=True)
             good &= fits
     return good
 
@@ -330,10 +329,8 @@ def main() -> Iterator[bool]:
     )
     counts["trials"] = given.trials or counts["trials"]
     facts = machine.fingerprint()
-    isa = ", ".join(facts["isa"])
-    print(
-        f"{facts['cpu']}, {facts['cores_allowed']} cores, {isa}, {facts['kernel']}, Python {platform.python_version()}, load {machine.load()}\n"
-    )
+    told = (facts["cpu"], f"{facts['cores_allowed']} cores", *facts["isa"], facts["kernel"], f"Python {platform.python_version()}")
+    print(f"{', '.join(told)}, load {machine.load()}\n")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), given.results, given.backend)
         for part in given.only or PARTS:

@@ -27,7 +27,7 @@ class Trace:
 
 
 def trace(rng: np.random.Generator) -> Trace:
-    """A session as machines make them: drift that both share; noise of 0.5 to 3 % in each that neighbours inherit; spikes of 20 % on average."""
+    """A session as machines make them: drift that both share, noise of 0.5 to 3 % in each that neighbours inherit, spikes of 20 %."""
     blocks, resemblance, spikes = int(rng.choice(BLOCKS)), float(rng.choice(RESEMBLANCE)), float(rng.choice(SPIKES))
     drift = rng.uniform(-0.1, 0.1) * np.linspace(0, 1, blocks) + np.cumsum(rng.normal(0, 0.005, blocks))
     truth = float(np.log(rng.choice([1.0, 1.02, 1.05])))

@@ -19,7 +19,11 @@ NAME = "edgeopt"
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its code."""
-    sys.exit(call(sys.argv[1:] if arguments is None else arguments))
+    try:
+        code = call(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # in the moments before and after the one place that catches
+        code = 130
+    sys.exit(code)
 
 
 def call(arguments: Sequence[str]) -> int:

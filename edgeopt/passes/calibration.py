@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from edgeopt.core.errors import StepError, UsageError
 from edgeopt.core.protocols import Context, Split
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     Feeds = dict[str, np.ndarray[Any, Any]]
+    Run = Callable[[Feeds], Feeds]
 
 FEWEST, ENOUGH, JUDGED = 8, 64, 64
 # A candidate replaces an earlier, plainer one only if it is better by this much on samples that it has not seen.
@@ -20,6 +23,15 @@ MARGIN_DB = 1.0
 _BEST_DB = 150.0
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """The chosen candidate, and what each reached in dB SQNR where there was a choice."""
+
+    name: str
+    made: T
+    reached: dict[str, float]
 
 
 class Calibration:
@@ -55,24 +67,23 @@ class Calibration:
         """At most 64 samples that set no range."""
         return islice(_after(self.tune, 0) if self.tune else _after(self.split, self.count), JUDGED)
 
-    def choose(
-        self, reference: Callable[[Feeds], Feeds], candidates: Mapping[str, Callable[[], T]], runner: Callable[[T], Any]
-    ) -> tuple[str, T, dict[str, float]]:
-        """The first candidate, or a later one that is clearly better; with what each reached in dB SQNR."""
+    def choose(self, candidates: Mapping[str, Callable[[], T]], reference: Callable[[], Run], runner: Callable[[T], Run]) -> Choice[T]:
+        """The first candidate, or a later one that is clearly better on the held samples."""
         best: tuple[str, T] | None = None
         reached: dict[str, float] = {}
         for name, build in candidates.items():
             made = build()
             if len(candidates) > 1:
-                reached[name] = round(self._decibels(reference, runner(made)), 2)
+                gc.collect()  # quantizers leave models of their own behind
+                reached[name] = round(self._decibels(reference(), runner(made)), 2)
             if best is None or reached[name] >= reached[best[0]] + MARGIN_DB:
                 best = name, made
             del made
         if best is None:
             raise StepError("quantize-int8: there is nothing to choose from", remedy="report this")
-        return *best, reached
+        return Choice(*best, reached)
 
-    def _decibels(self, reference: Callable[[Feeds], Feeds], candidate: Callable[[Feeds], Feeds]) -> float:
+    def _decibels(self, reference: Run, candidate: Run) -> float:
         """SQNR of the candidate on the held samples, averaged over its real-valued outputs."""
         import numpy as np
 

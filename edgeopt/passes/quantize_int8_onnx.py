@@ -68,11 +68,12 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
 
         candidates = {f"{kind}, {method}": partial(build, kind, method) for kind in kinds for method in methods}
         try:
-            chosen, best, reached = calibration.choose(onnx_format.Onnx().runner(model.path), candidates, runner)
+            choice = calibration.choose(candidates, lambda: onnx_format.Onnx().runner(model.path), runner)
         except EdgeoptError:
             raise
         except Exception as error:
             raise _failed(error) from error
+    best = choice.made
     layers = quantized_layers(best)
     if not layers:
         raise StepError(

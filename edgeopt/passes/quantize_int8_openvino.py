@@ -66,21 +66,20 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
                 remedy="leave quantize-int8 out",
             ) from error
 
-    candidates = {kind: partial(build, kind) for kind in types}
     runner = partial(openvino_format.runner_of, signature=model.signature)
-    kind, best, reached = calibration.choose(runner(exact) if len(types) > 1 else dict, candidates, runner)
-    layers = quantized_layers(best)
+    choice = calibration.choose({kind: partial(build, kind) for kind in types}, lambda: runner(exact), runner)
+    layers = quantized_layers(choice.made)
     if not layers:
         raise StepError(
             "nothing was quantized: the model has no layer that NNCF quantizes, or all are kept", remedy="leave quantize-int8 out"
         )
     ctx.note("engine", "nncf")
-    ctx.note("model_type", kind)
+    ctx.note("model_type", choice.name)
     ctx.note("bias_correction", f"full, {bias_samples} samples" if bias_samples else "fast")
     ctx.note("quantized_layers", layers)
-    if reached:
-        ctx.note("tried_db", reached)
-    return openvino_format.save(best, ctx.folder / openvino_format.MAIN, model.signature)
+    if choice.reached:
+        ctx.note("tried_db", choice.reached)
+    return openvino_format.save(choice.made, ctx.folder / openvino_format.MAIN, model.signature)
 
 
 def _parameters(nncf: Any, options: QuantizeInt8, kind: str, attention: bool) -> dict[str, Any]:

@@ -35,10 +35,9 @@ QUIET = {
 }
 
 
-def environment(threads: int | None = None) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The environment of a child."""
-    extra = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    return {**os.environ, **QUIET, **extra}
+    return {**os.environ, **QUIET}
 
 
 class Child:

@@ -1,0 +1,211 @@
+"""TensorRT and its neighbours on this machine's NVIDIA GPU: first the timing code is checked, then each runtime that is here is timed.
+
+python benchmarks/gpu.py             # everything that is here; a few minutes
+python benchmarks/gpu.py --check     # the timing code only: needs torch with CUDA, nothing else
+
+Ends with 5 and says what is missing where there is no GPU. It was written without one: no figure of it is known yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from gpu_timing import RUNS, WARM_UP, check_timing
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeopt.backends.tensorrt import Tensorrt, TensorrtOptions
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import EdgeoptError
+from edgeopt.core.protocols import Context
+from edgeopt.formats.onnx import Onnx
+from edgeopt.passes.cast_fp16 import CastFp16
+from edgeopt.runner import tensorrt_cuda
+from edgeopt.runner import tensorrt_library as library
+from edgeopt.stages.children import Child
+
+EXIT_MISSING, EXIT_WRONG = 5, 8
+PROVIDERS = {"CUDA": "CUDAExecutionProvider", "TensorRT": "TensorrtExecutionProvider", "TensorRT RTX": "NvTensorRTRTXExecutionProvider"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="TensorRT and its neighbours on this machine's GPU")
+    parser.add_argument("--check", action="store_true", help="check the timing code only")
+    asked = parser.parse_args()
+    reason, cuda, gpus = library.gpu_problem()
+    print_here(reason, cuda, gpus)
+    if reason:
+        print("\nnothing can be measured here: run this on a machine with an NVIDIA GPU and its driver", file=sys.stderr)
+        return EXIT_MISSING
+    sound = check_timing()
+    if asked.check or not sound:
+        return 0 if sound else EXIT_WRONG
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model in models(Path(folder)).items():
+            rows += [row(f"onnxruntime {title}", name, partial(by_provider, provider, model)) for title, provider in PROVIDERS.items()]
+            rows += [row(library.TITLES[product], name, partial(by_tensorrt, product, model)) for product in library.PACKAGES]
+    table(rows)
+    print(f"\nclocks, power, throttling: {json.dumps(tensorrt_cuda.conditions())}")
+    return 0
+
+
+def print_here(reason: str, cuda: int, gpus: list[dict[str, Any]]) -> None:
+    """What is here and what is missing."""
+    shown = ", ".join(f"{gpu['name']} ({gpu['compute_capability']})" for gpu in gpus)
+    print(f"{'GPU':<22}{reason or f'{shown}; the driver has CUDA {cuda // 1000}.{cuda % 1000 // 10}'}")
+    for product, title in library.TITLES.items():
+        found = library.look(product)
+        print(f"{title:<22}{found.library or found.version}")
+    try:
+        import torch
+
+        print(f"{'torch':<22}{torch.__version__}{'' if torch.cuda.is_available() else ', without CUDA'}")
+    except ImportError:
+        print(f"{'torch':<22}not installed")
+    try:
+        import onnxruntime
+
+        here = [title for title, name in PROVIDERS.items() if name in onnxruntime.get_available_providers()]
+        print(f"{'onnxruntime':<22}{onnxruntime.__version__}, with {', '.join(here) or 'no provider for NVIDIA GPUs'}")
+    except ImportError:
+        print(f"{'onnxruntime':<22}not installed")
+
+
+def models(folder: Path) -> dict[str, Artifact]:
+    """A plain CNN of 8 residual blocks on a 224² image, as it is and in FP16."""
+    full = artifact(folder / "fp32", residual_cnn())
+    (folder / "cast").mkdir()
+    cast = onnx.load(CastFp16().run(full, Context(folder=folder / "cast")))
+    return {"CNN fp32": full, "CNN fp16": artifact(folder / "fp16", cast)}
+
+
+def residual_cnn(width: int = 64, blocks: int = 8) -> onnx.ModelProto:
+    numbers = np.random.default_rng(0)
+    tensors, nodes = [], []
+
+    def conv(source: str, result: str, inputs: int, stride: int = 1) -> None:
+        weight = numbers.standard_normal((width, inputs, 3, 3)).astype(np.float32) * (2 / (inputs * 9)) ** 0.5
+        tensors.append(numpy_helper.from_array(weight, f"{result}_w"))
+        nodes.append(helper.make_node("Conv", [source, f"{result}_w"], [result], name=result, pads=[1] * 4, strides=[stride] * 2))
+
+    conv("x", "stem", 3, stride=2)
+    last = "stem"
+    for block in range(blocks):
+        conv(last, f"c{block}", width)
+        nodes.append(helper.make_node("Relu", [f"c{block}"], [f"r{block}"], name=f"relu{block}"))
+        nodes.append(helper.make_node("Add", [f"r{block}", last], [f"a{block}"], name=f"add{block}"))
+        last = f"a{block}"
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["p"], name="pool"))
+    nodes.append(helper.make_node("Flatten", ["p"], ["y"], name="flatten"))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [1, 3, 224, 224]), ("y", [1, width]))]
+    made = helper.make_graph(nodes, "cnn", ends[:1], ends[1:], tensors)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def artifact(root: Path, proto: onnx.ModelProto) -> Artifact:
+    (root / "files").mkdir(parents=True)
+    path = root / "files" / "model.onnx"
+    onnx.save(proto, path)
+    return Artifact(root, "onnx", path.name, "", "", path.stat().st_size, Onnx().signature(path))
+
+
+def feeds() -> dict[str, np.ndarray[Any, Any]]:
+    return {"x": np.random.default_rng(1).standard_normal((1, 3, 224, 224)).astype(np.float32)}
+
+
+def by_provider(provider: str, model: Artifact) -> dict[str, Any]:
+    """One provider of onnxruntime over bound buffers; a node that fell back to the CPU is an error."""
+    import onnxruntime as ort
+
+    if provider not in ort.get_available_providers():
+        return {"note": "not in this onnxruntime"}
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        settings.enable_profiling, settings.profile_file_prefix = True, f"{folder}/trace"
+        traced = ort.InferenceSession(model.path, settings, providers=[provider])
+        traced.run(None, feeds())
+        events = json.loads(Path(traced.end_profiling()).read_text())
+    ran = {event["args"].get("provider") for event in events if event.get("cat") == "Node"} - {None}
+    strays = {
+        event["args"]["op_name"] for event in events if event.get("cat") == "Node" and event["args"].get("provider") not in (provider, None)
+    }
+    if strays or not ran:
+        return {"note": f"ERROR: fell back to the CPU: {', '.join(sorted(strays)) or 'all of it'}"}
+    settings = ort.SessionOptions()
+    session = ort.InferenceSession(model.path, settings, providers=[provider])
+    device = "cpu" if provider.startswith("CPU") else "cuda"
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(feeds()["x"], device, 0))
+    binding.bind_output("y", device)
+    laps = []
+    for index in range(WARM_UP + RUNS):
+        began = time.perf_counter_ns()
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        if index >= WARM_UP:
+            laps.append((time.perf_counter_ns() - began) / 1e6)
+    return {"compute_ms": statistics.median(laps), "note": "from launch to result, no copies"}
+
+
+def by_tensorrt(product: str, model: Artifact) -> dict[str, Any]:
+    """One flavour of TensorRT: built here, opened in a process of its own, timed by our clock and by the GPU's."""
+    found = library.look(product)
+    if reason := library.why_not_run(product):
+        return {"note": reason}
+    options = TensorrtOptions(product=product, compute_capabilities=(found.gpus[0]["compute_capability"],)).model_dump(mode="json")
+    with tempfile.TemporaryDirectory() as folder:
+        target = {"batch": 1, "compile_on": "host", "int8": "s8s8", "options": options}
+        main_file = Tensorrt().compile(model, Context(folder=Path(folder), target=target))
+        with Child("tensorrt") as child:
+            child.ask("open", path=str(main_file), backend="tensorrt", threads=1, requests=1, options=options, execution={"float": "f32"})
+            child.ask("feeds", {"0/x": feeds()["x"]})
+            first = child.ask("first")[0]["first_ms"]
+            child.ask("time", runs=WARM_UP)
+            times = child.ask("time", runs=RUNS)[1]
+            facts = child.ask("facts")[0]
+    events = facts["events_ms"]
+    told = (
+        f"CUDA graph {'on' if facts['cuda_graph'] else 'off'}, spin-wait {'on' if facts['spin_wait'] else 'off'}, first run {first:.0f} ms"
+    )
+    return {
+        "compute_ms": float(np.median(times["compute_ns"])) / 1e6,
+        "events_ms": events["compute"],
+        "h2d_ms": events["h2d"],
+        "d2h_ms": events["d2h"],
+        "enqueue_ms": events["enqueue"],
+        "note": "; ".join([told, *facts["warnings"]]),
+    }
+
+
+def row(runtime: str, model: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """One line of the table; a runtime that fails says why, and the others go on."""
+    try:
+        return {"runtime": runtime, "model": model, **measure()}
+    except (EdgeoptError, RuntimeError, OSError) as error:
+        return {"runtime": runtime, "model": model, "note": f"ERROR: {' '.join(str(error).split())[:160]}"}
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    columns = ("compute_ms", "events_ms", "h2d_ms", "d2h_ms", "enqueue_ms")
+    print(f"\n{'runtime':<26}{'model':<10}" + "".join(f"{name:>12}" for name in columns) + "  note")
+    for one in rows:
+        figures = "".join(f"{one[name]:>12.3f}" if name in one else f"{'':>12}" for name in columns)
+        print(f"{one['runtime']:<26}{one['model']:<10}{figures}  {one.get('note', '')}")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sys.exit(main())

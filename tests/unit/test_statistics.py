@@ -1,0 +1,165 @@
+"""Figures with intervals: percentiles, series of blocks, paired right/wrong values, bootstraps, verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from edgeopt.stages import statistics
+
+ARRAY = np.ndarray
+
+
+def mean(values: ARRAY) -> float:
+    return float(values.mean())
+
+
+# ---- percentiles
+
+
+@pytest.mark.parametrize(("at", "needed"), [(90.0, 64), (95.0, 130), (99.0, 662), (99.9, 6636)])
+def test_a_percentile_is_told_from_enough_samples_only(at: float, needed: int) -> None:
+    few, enough = np.arange(needed - 1.0), np.arange(float(needed))
+    assert statistics.percentile(few, at) is None and statistics.percentile_interval(few, at) is None
+    assert statistics.percentile(enough, at) == pytest.approx(np.percentile(enough, at))
+    low, high = statistics.percentile_interval(enough, at) or (math.nan, math.nan)
+    assert low < np.percentile(enough, at) <= high
+
+
+def test_intervals_of_percentiles_hold_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        low, high = statistics.percentile_interval(rng.exponential(size=300), 90.0) or (math.nan, math.nan)
+        held += low <= -math.log(0.1) <= high
+    assert 0.92 <= held / 400 <= 0.99
+
+
+def test_latency_leaves_out_percentiles_of_few_samples() -> None:
+    blocks = [np.full(5, 2.0) + np.arange(5) * 0.01 for _ in range(16)]
+    found = statistics.latency(blocks, np.ones(80), np.ones(80))
+    assert (found.samples, found.blocks) == (80, 16)
+    assert found.p90 is not None and found.p90_ci95 is not None
+    assert (found.p95, found.p99, found.p99_9) == (None, None, None)
+    assert found.p50_ci95[0] <= found.p50 <= found.p50_ci95[1] and found.p50 == pytest.approx(2.02)
+
+
+# ---- series of blocks
+
+
+def series(rng: np.random.Generator, count: int, resemblance: float) -> ARRAY:
+    """Autocorrelated noise of variance 1 around 0."""
+    values = np.empty(count)
+    values[0] = rng.normal()
+    for index in range(1, count):
+        values[index] = resemblance * values[index - 1] + rng.normal(0, math.sqrt(1 - resemblance**2))
+    return values
+
+
+@pytest.mark.parametrize(("resemblance", "least"), [(0.0, 0.93), (0.3, 0.92), (0.6, 0.87)])
+def test_intervals_of_blocks_hold_the_truth_though_neighbours_resemble_each_other(resemblance: float, least: float) -> None:
+    rng = np.random.default_rng(3)
+    held = [low <= 0 <= high for _ in range(400) for low, high in [statistics.t_interval(series(rng, 40, resemblance))[1]]]
+    assert least <= np.mean(held) <= 0.995
+
+
+def test_pairing_takes_out_what_disturbs_both() -> None:
+    """Drift of 30 % and spikes that both see; the ratio of 1.04 is found to a hundredth."""
+    rng = np.random.default_rng(4)
+    both = np.linspace(0, 0.3, 40) + (rng.uniform(size=40) < 0.1) * 0.5
+    reference, own = (np.exp(both + rng.normal(0, 0.01, 40)) * level for level in (1.04, 1.0))
+    found = statistics.speedup(reference, own, 0.0)
+    assert found.verdict == "faster" and found.ci95[0] < 1.04 < found.ci95[1] and found.ci95[1] - found.ci95[0] < 0.02
+
+
+def test_series_that_tell_nothing() -> None:
+    assert statistics.t_interval(np.array([2.0])) == (2.0, (-math.inf, math.inf))
+    assert statistics.t_interval(np.full(9, 2.0)) == (2.0, (2.0, 2.0))
+
+
+@pytest.mark.parametrize(("ratio", "noise", "verdict"), [
+    (1.05, 0.0, "faster"), (0.95, 0.0, "slower"), (1.0, 0.0, "indistinguishable"),
+    (1.05, 0.06, "indistinguishable"), (0.95, 0.06, "indistinguishable"), (1.2, 0.06, "faster"), (0.8, 0.06, "slower"),
+])  # fmt: skip
+def test_verdicts_have_the_right_sign_and_stay_silent_below_the_noise(ratio: float, noise: float, verdict: str) -> None:
+    steps = np.tile([0.99, 1.01, 1.005, 0.995], 10)
+    found = statistics.speedup(ratio * steps, np.ones(40), noise)
+    assert found.verdict == verdict and found.value == pytest.approx(ratio, rel=1e-3)
+    assert found.ci95[0] < found.value < found.ci95[1]
+
+
+# ---- right or wrong
+
+
+def pair(both: int, lost: int, won: int, neither: int) -> tuple[ARRAY, ARRAY]:
+    """(reference, own) with so many samples right in both, lost, won, wrong in both."""
+    kinds = np.repeat([0, 1, 2, 3], [both, lost, won, neither])
+    return np.isin(kinds, (0, 1)).astype(float), np.isin(kinds, (0, 2)).astype(float)
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (7, 0), (12, 4), (4, 12), (9, 9), (60, 31)])
+def test_mcnemar_is_the_exact_binomial_test(lost: int, won: int) -> None:
+    reference, own = pair(300, lost, won, 80)
+    found = statistics.score(own, reference, mean, True, True, 0)
+    wanted = stats.binomtest(min(lost, won), lost + won, 0.5).pvalue if lost + won else 1.0
+    assert found["p_value"] == pytest.approx(wanted)
+    assert found["drop"] == pytest.approx((lost - won) / (380 + lost + won))
+    assert found["changed"] == pytest.approx((lost + won) / (380 + lost + won))
+
+
+def test_the_drop_has_agresti_and_mins_interval() -> None:
+    """Their adjusted Wald interval: half a sample added to each of the four kinds (Statistics in Medicine 24, 2005, section 3)."""
+    reference, own = pair(100, 12, 4, 20)
+    low, high = statistics.score(own, reference, mean, True, True, 0)["drop_ci95"]
+    n, b, c = 138.0, 12.5, 4.5
+    half = 1.959964 * math.sqrt((b + c) - (b - c) ** 2 / n) / n
+    assert (low, high) == pytest.approx(((b - c) / n - half, (b - c) / n + half))
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    own = np.repeat([1.0, 0.0], [45, 5])
+    wanted = stats.binomtest(45, 50).proportion_ci(method="wilson")
+    assert statistics.score(own, None, mean, True, True, 0)["ci95"] == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+
+
+def test_a_gain_is_a_negative_drop_and_the_direction_of_a_score_counts() -> None:
+    reference, own = pair(50, 2, 20, 28)
+    assert statistics.score(own, reference, mean, True, True, 0)["drop"] < 0
+    errors = np.array([0.1, 0.4, 0.2, 0.3] * 25)
+    found = statistics.score(errors * 1.5, errors, mean, False, False, 0)
+    assert found["drop"] == pytest.approx(0.125) and found["drop_ci95"][0] > 0
+
+
+# ---- bootstraps
+
+
+@pytest.mark.parametrize("finish", [mean, lambda values: float(np.sqrt((values**2).mean()))])
+def test_bootstraps_agree_with_scipys(finish: Callable[[ARRAY], float]) -> None:
+    rng = np.random.default_rng(5)
+    reference = rng.exponential(size=150)
+    own = reference + rng.normal(0.1, 0.2, 150)
+    found = statistics.score(own, reference, finish, False, False, 0)
+
+    def change(one: ARRAY, other: ARRAY) -> float:
+        return finish(one) - finish(other)
+
+    wanted = stats.bootstrap(
+        (own, reference), change, paired=True, vectorized=False, n_resamples=1000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert found["drop_ci95"] == pytest.approx((wanted.low, wanted.high), abs=0.015)
+    assert found["ci95"][0] < found["value"] < found["ci95"][1]
+
+
+def test_the_same_seed_draws_the_same_interval() -> None:
+    own = np.random.default_rng(6).normal(size=50)
+    first, again, other = (statistics.score(own, own + 1, mean, True, False, seed)["ci95"] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_unlike_samples_have_no_drop_and_one_sample_no_interval() -> None:
+    assert statistics.score(np.ones(3), np.ones(4), mean, True, False, 0)["drop"] is None
+    assert statistics.score(np.ones(1), np.ones(1), mean, True, False, 0)["drop_ci95"] is None
