@@ -14,6 +14,15 @@ Verdict = Literal["better", "worse", "same", "not comparable"]
 FIGURES = ("score", "latency", "throughput", "speedup", "size", "memory")
 
 
+class Baseline(Options):
+    """A committed report that a run is held against."""
+
+    report: str = Field(description="a report.json beside the recipe")
+    fail_on: list[Literal["score", "latency", "throughput", "speedup", "size", "memory"]] = Field(
+        default=["score", "latency", "throughput", "size", "memory"], description="what must not become worse"
+    )
+
+
 class Side(Options):
     """One of the two reports."""
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from edgeopt.core.comparison import Baseline
 from edgeopt.core.gate import Gate
 from edgeopt.core.protocols import Options
 from edgeopt.core.recipe import Measuring, PlugUse
@@ -77,6 +78,7 @@ class Plan(Options):
     gates: list[Gate]
     pick: Literal["latency", "throughput", "size"]
     measure: Measuring
+    baseline: Baseline | None = None
     seed: int
 
     def rows_of(self, target: str) -> list[PlanRow]:

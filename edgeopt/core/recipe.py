@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from edgeopt.core import digest, registry, target
 from edgeopt.core.checks import NAME_PATTERN, in_order, problems_of, shown
+from edgeopt.core.comparison import Baseline
 from edgeopt.core.errors import EdgeoptError, Place, RecipeErrors, UsageError, did_you_mean
 from edgeopt.core.gate import Gate
 from edgeopt.core.model import Model
@@ -69,6 +70,10 @@ class Data(Options):
         return {name: use for name in SPLITS if (use := getattr(self, name)) is not None}
 
 
+def _baseline(value: Any) -> Any:
+    return {"report": value} if isinstance(value, str) else value
+
+
 class Measuring(Options):
     """How long and how exactly to measure."""
 
@@ -97,6 +102,9 @@ class Recipe(Options):
     gates: list[Gate] = Field(default_factory=list)
     pick: Literal["latency", "throughput", "size"] = "latency"
     measure: Measuring = Field(default_factory=Measuring)
+    baseline: Annotated[Baseline | None, BeforeValidator(_baseline)] = Field(
+        default=None, description="a committed report.json, which the run must not be worse than"
+    )
     seed: int = 0
 
     _base: Path = PrivateAttr(default=Path())

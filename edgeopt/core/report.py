@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from edgeopt.core.comparison import Comparison
 from edgeopt.core.errors import UsageError
 from edgeopt.core.protocols import Options
 from edgeopt.core.session import Interval, Latency, ScoreValue, Speedup
@@ -118,6 +119,7 @@ class Report(Options):
     targets: list[TargetInfo]
     rows: list[Row]
     gates: list[GateResult]
+    baseline: Comparison | None = Field(default=None, description="held against the recipe's baseline")
 
     def picked(self, target: str) -> Row | None:
         return next((row for row in self.rows if row.target == target and row.picked), None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from edgeopt.core import machine
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import UsageError
 from edgeopt.core.protocols import Context, Pass
@@ -60,3 +62,13 @@ class QuantizeInt8(
         from edgeopt.passes import quantize_int8_openvino
 
         return quantize_int8_openvino.quantize(model, self, ctx)
+
+    def reduced(self, target: Mapping[str, Any]) -> tuple[bool, str]:
+        """Whether weights lose a bit, and why: x86 without VNNI adds up products of U8 and S8 in 16 bits."""
+        if self.reduce_range != "auto":
+            return self.reduce_range, ""
+        facts = machine.fingerprint()
+        lacking = not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(facts["isa"])
+        if lacking and target.get("arch") == "x86_64" and facts["arch"] == "x86_64":
+            return True, "this CPU has no VNNI"
+        return False, ""

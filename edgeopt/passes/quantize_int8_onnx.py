@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import machine, registry
+from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import EdgeoptError, StepError
 from edgeopt.core.protocols import Context
@@ -49,7 +49,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     kinds = [options.model_type] if options.model_type != "auto" else ["plain", "transformer"] if attention else ["plain"]
     methods: list[str] = [options.calibration] if options.calibration != "auto" else ["minmax", "mean-minmax"]
     calibration = Calibration(ctx, options.samples, judge=len(kinds) * len(methods) > 1)
-    reduce, why = _reduce_range(options, flavour, ctx)
+    reduce, why = options.reduced(ctx.target) if flavour == "u8s8" else (False, "")
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         folder = Path(scratch)
         try:
@@ -86,8 +86,8 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     notes = {
         "engine": "onnxruntime",
         "flavour": flavour,
-        "chosen": chosen,
-        "tried_db": reached,
+        "chosen": choice.name,
+        "tried_db": choice.reached,
         "reduce_range": why,
         "quantized_layers": layers,
     }
@@ -103,16 +103,6 @@ def flavour_of(target: Any) -> str:
     if backend not in _CPU_BACKENDS or asked == "s8s8":
         return "s8s8"
     return "u8s8" if asked == "u8s8" or target.get("arch") == "x86_64" else "s8s8"
-
-
-def _reduce_range(options: QuantizeInt8, flavour: str, ctx: Context) -> tuple[bool, str]:
-    """Whether weights get 7 bits, and why: x86 without VNNI adds products of U8 and S8 in 16 bits."""
-    if options.reduce_range != "auto":
-        return options.reduce_range, ""
-    facts = machine.fingerprint()
-    exposed = flavour == "u8s8" and ctx.target.get("arch") == "x86_64" == facts["arch"]
-    lacking = exposed and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(facts["isa"])
-    return lacking, "weights of 7 bits: this CPU has no VNNI" if lacking else ""
 
 
 def _refuse(proto: ModelProto) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from edgeopt.core.comparison import Change, Comparison, RowChange, Verdict
-from edgeopt.stages.markdown import escaped, grid
+from edgeopt.stages.gfm import escaped, grid
 from edgeopt.stages.numbers import NONE, count, decimals, interval, number
 
 ORDER: tuple[Verdict, ...] = ("worse", "better", "not comparable", "same")
@@ -63,29 +63,29 @@ def tally(comparison: Comparison) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """A comparison as one Markdown document, what became worse first."""
-    old, new = comparison.old, comparison.new
-    parts = [f"# {escaped(new.name)}: {escaped(tally(comparison))}"]
+    parts = [f"# {escaped(comparison.new.name)}: {escaped(tally(comparison))}"]
     parts += [f"**exit {comparison.exit_code}**: {escaped(reason)}" for reason in comparison.exit_reasons]
-    parts.append(
-        "\n".join(
-            f"- {name}: {escaped(side.path)}, written {side.created_at} by edgeopt {side.edgeopt}"
-            for name, side in (("old", old), ("new", new))
-        )
-    )
+    return "\n\n".join([*parts, *sections(comparison, "##")]) + "\n"
+
+
+def sections(comparison: Comparison, heading: str) -> list[str]:
+    """The paragraphs of a comparison below headings of a level."""
+    sides = (("old", comparison.old), ("new", comparison.new))
+    told = [f"{name}: {side.path}, written {side.created_at} by edgeopt {side.edgeopt}" for name, side in sides]
+    parts = ["\n".join(f"- {escaped(line)}" for line in told)]
     if comparison.differences:
-        parts += ["## Measured differently", "\n".join(f"- {escaped(str(one))}" for one in comparison.differences)]
+        parts += [f"{heading} Measured differently", "\n".join(f"- {escaped(str(one))}" for one in comparison.differences)]
     if comparison.notes:
         parts.append("\n".join(f"- {escaped(note)}" for note in comparison.notes))
     head = ["variant", "target", "figure", "old → new", "change", "verdict"]
     for verdict in ORDER:
         if found := comparison.of(verdict):
-            parts += [f"## {verdict.capitalize()}", grid(head, (_cells(row, change) for row, change in found), head[3:5])]
-    apart = [
-        f"- {escaped(f'{row.variant} on {row.target}')}: only in the {row.found} report" for row in comparison.rows if row.found != "both"
-    ]
+            parts += [f"{heading} {verdict.capitalize()}", grid(head, (_cells(row, change) for row, change in found), head[3:5])]
+    apart = [row for row in comparison.rows if row.found != "both"]
     if apart:
-        parts += ["## On one side only", "\n".join(apart)]
-    return "\n\n".join([*parts, READ_ME]) + "\n"
+        lines = (f"- {escaped(f'{row.variant} on {row.target}')}: only in the {row.found} report" for row in apart)
+        parts += [f"{heading} On one side only", "\n".join(lines)]
+    return [*parts, READ_ME]
 
 
 def _cells(row: RowChange, change: Change) -> list[str]:

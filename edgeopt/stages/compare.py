@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core import registry
-from edgeopt.core.comparison import FIGURES, Change, Comparison, Difference, RowChange, Side, Verdict
+from edgeopt.core.comparison import FIGURES, Baseline, Change, Comparison, Difference, RowChange, Side, Verdict
 from edgeopt.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EdgeoptError, IncomparableError, UsageError, combine, did_you_mean
 from edgeopt.core.plan import Plan
 from edgeopt.core.protocols import Score
@@ -38,7 +38,18 @@ def compare(old: Path, new: Path, *, fail_on: Sequence[str] = (), force: bool = 
     wrong = [name for name in fail_on if name not in FIGURES]
     if wrong:
         raise UsageError(f"nothing is called '{wrong[0]}' to fail on", remedy=did_you_mean(wrong[0], FIGURES))
-    before, after = _Run(old, Report.read(old)), _Run(new, Report.read(new))
+    return _compared(_Run(old, Report.read(old)), _Run(new, Report.read(new)), fail_on, force)
+
+
+def against(baseline: Baseline, base: Path, report: Report, folder: Path) -> Comparison:
+    """Hold a report that is in the making in `folder` against the baseline of its recipe, which lies in `base`. Raises as `compare`."""
+    path = base / baseline.report
+    found = _compared(_Run(path, Report.read(path)), _Run(folder, report), baseline.fail_on, False)
+    sides = {"old": found.old.model_copy(update={"path": baseline.report}), "new": found.new.model_copy(update={"path": "."})}
+    return found.model_copy(update=sides)  # a report holds no path of the machine that wrote it
+
+
+def _compared(before: _Run, after: _Run, fail_on: Sequence[str], force: bool) -> Comparison:
     differences = differences_of(before.report, after.report)
     if differences and not force:
         told = "; ".join(str(one) for one in differences)

@@ -51,7 +51,7 @@ def of_report(report: Report, folder: Path) -> list[Finding]:
             subject = f"{result.variant} on {result.target}"
             message = f"{subject}: {words.judged(result)}"
             found.append(Finding(_level(words, result), words.wants(result.gate), subject, message, lines.file, lines.of_gate(result.gate)))
-    return ordered(found)
+    return ordered(found + (of_comparison(report.baseline) if report.baseline else []))
 
 
 def of_comparison(comparison: Comparison) -> list[Finding]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-
 from edgeopt.core.report import Report, Row, TargetInfo
-from edgeopt.stages import facts
+from edgeopt.stages import changes, facts
 from edgeopt.stages.decision import decide
+from edgeopt.stages.gfm import code, escaped, grid
 from edgeopt.stages.numbers import NONE, factor, measured, megabytes, number, seconds
 from edgeopt.stages.words import EXITS, VERDICTS, Words
-
-_ACTIVE = re.compile(r"[\\`*~|]|(?<!\w)_|_(?!\w)|(?<=\])\(")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 
 def markdown(report: Report) -> str:
@@ -21,26 +16,10 @@ def markdown(report: Report) -> str:
     parts = [f"# {escaped(report.recipe.name)}", _outcome(report), *_decisions(words)]
     for target in report.targets:
         parts += _target(words, target)
+    if report.baseline:
+        parts += ["## Against the baseline", *changes.sections(report.baseline, "###")]
     parts += _failures(report) + _histories(report) + _environment(report) + _repeat(report)
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def escaped(value: str) -> str:
-    """Text that Markdown and HTML leave as it is, on one line."""
-    plain = _CONTROL.sub(" ", value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _ACTIVE.sub(r"\\\g<0>", plain).strip()
-
-
-def _code(value: str) -> str:
-    """A fenced block, with a fence longer than any in the text."""
-    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", value)), 3)
-    return f"{fence}text\n{_CONTROL.sub(' ', value.replace(chr(10), chr(0xE000))).replace(chr(0xE000), chr(10))}\n{fence}"
-
-
-def grid(head: Iterable[str], rows: Iterable[Iterable[str]], numeric: Iterable[str] = ()) -> str:
-    heads, right = list(head), set(numeric)
-    lines = [heads, ["---:" if name in right else "---" for name in heads], *([cell or NONE for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _outcome(report: Report) -> str:
@@ -117,7 +96,7 @@ def _failures(report: Report) -> list[str]:
     for row in failed:
         parts += [
             f"**{escaped(row.variant)} on {escaped(row.target)}** (exit code {row.exit_code})",
-            _code(row.reason or "no reason was given"),
+            code(row.reason or "no reason was given"),
         ]
     return parts
 
@@ -142,7 +121,7 @@ def _repeat(report: Report) -> list[str]:
     wide = max(len(command) for command, _ in told)
     block = "\n".join(f"{command:<{wide}}   # {what}" for command, what in told)
     origin = "\n".join(f"- {escaped(name)}: {escaped(one)}" for name, one in facts.origin(report))
-    return ["## How to repeat it", _code(block).replace("text\n", "sh\n", 1), origin, _NOTES]
+    return ["## How to repeat it", code(block).replace("text\n", "sh\n", 1), origin, _NOTES]
 
 
 _STEPS = "Seconds of each step, and how well its outputs agree with those before it (SQNR; report.json holds options and notes)."

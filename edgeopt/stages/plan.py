@@ -44,6 +44,10 @@ class _Planner:
                 if row:
                     rows.append(row)
         scores = digest.of_value([self._score(index, use) for index, use in enumerate(self.recipe.scores)])
+        if self.recipe.baseline and not (self.recipe.base / self.recipe.baseline.report).is_file():
+            missing = f"no such file: {self.recipe.base / self.recipe.baseline.report}"
+            remedy = "leave `baseline` out once, and commit the report.json of that run"
+            self.problems.append(UsageError(missing, place=self.recipe.place("baseline"), remedy=remedy))
         if self.problems:
             unique = {str(problem): problem for problem in self.problems}
             raise RecipeErrors(list(unique.values()))
@@ -64,6 +68,7 @@ class _Planner:
             gates=self.recipe.gates,
             pick=self.recipe.pick,
             measure=self.recipe.measure,
+            baseline=self.recipe.baseline,
             seed=self.recipe.seed,
         )
 

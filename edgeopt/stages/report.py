@@ -8,12 +8,12 @@ from typing import Any
 
 from edgeopt import __version__
 from edgeopt.core import machine
-from edgeopt.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_MISSING, combine
+from edgeopt.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_MISSING, IncomparableError, combine
 from edgeopt.core.gate import Gate
 from edgeopt.core.plan import Plan, PlanTarget
 from edgeopt.core.report import ArtifactInfo, GateResult, RecipeInfo, Report, Row, TargetInfo
 from edgeopt.core.session import Measured, Session
-from edgeopt.stages import gates, html, junit, markdown
+from edgeopt.stages import compare, gates, html, junit, markdown
 from edgeopt.stages.build import Build, BuildRow, artifact_of
 from edgeopt.stages.measure import sessions_of
 
@@ -24,12 +24,26 @@ _NEVER_PICKED = {"slower-than-reference", "larger-than-reference", "unstable"}
 def report(plan: Plan, folder: Path) -> Report:
     """Judge what the run folder holds; writes report.json, report.md, report.html and junit.xml there."""
     build, sessions = Build.read(folder), sessions_of(folder)
-    judged = _judge(plan, folder, build, sessions)
+    judged = _against(plan, folder, _judge(plan, folder, build, sessions))
     judged.write(folder)
     (folder / "report.md").write_text(markdown.markdown(judged), encoding="utf-8")
     (folder / "report.html").write_text(html.html(judged), encoding="utf-8")
     (folder / "junit.xml").write_text(junit.junit(judged), encoding="utf-8")
     return judged
+
+
+def _against(plan: Plan, folder: Path, judged: Report) -> Report:
+    """The report with what its baseline says to it; a baseline that was measured differently says nothing, which is inconclusive."""
+    if plan.baseline is None:
+        return judged
+    held = None
+    try:
+        held = compare.against(plan.baseline, Path(plan.base), judged, folder)
+        code, reasons = held.exit_code, held.exit_reasons
+    except IncomparableError as error:
+        code, reasons = error.exit_code, [error.cause]
+    told = [*judged.exit_reasons, *(f"against the baseline: {reason}" for reason in reasons)]
+    return judged.model_copy(update={"baseline": held, "exit_code": combine([judged.exit_code, code]), "exit_reasons": told})
 
 
 def _judge(plan: Plan, folder: Path, build: Build, sessions: dict[str, Session]) -> Report:

@@ -323,6 +323,49 @@ def test_every_form_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {one["severity"] for one in quality} == {"minor"} and len({one["fingerprint"] for one in quality}) == len(quality) == 11
 
 
+# ---- a baseline in the recipe
+
+
+def test_a_baseline_in_the_recipe_is_shown_and_judged(tmp_path: Path, own_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = walks.write(tmp_path / "r")
+    first = edgeopt.run(recipe, tmp_path / "one")
+    assert first.baseline is None
+    kept = tmp_path / "r/baseline.json"
+    tiny = first.rows[0].artifact and first.rows[0].artifact.model_copy(update={"size_bytes": 1})
+    kept.write_text(edited(first, lambda row: {"artifact": tiny}).model_dump_json())
+    recipe.write_text(walks.RECIPE + "baseline: {report: baseline.json, fail_on: [score]}\n")
+    report = edgeopt.run(recipe, tmp_path / "two")
+    assert report.exit_code == 0 and report.baseline and (report.baseline.old.path, report.baseline.new.path) == ("baseline.json", ".")
+    assert change(report.baseline, "size", "fp32", "null").verdict == "worse"
+    assert {one.paired for row in report.baseline.rows for one in row.changes if one.kind == "score"} == {False}
+    recipe.write_text(walks.RECIPE + "baseline: baseline.json\n")
+    report = edgeopt.run(recipe, tmp_path / "three")
+    assert report.exit_code == 3 and "against the baseline: size of fp32 on null is worse" in report.exit_reasons
+    assert "## Against the baseline" in (tmp_path / "three/report.md").read_text()
+    assert [one.level for one in findings.of_report(report, tmp_path / "three")] == ["error"]
+    assert "against the baseline: 1 worse" in said(capsys, "report", str(tmp_path / "three"))[1]
+
+
+def test_a_baseline_of_another_machine_is_inconclusive(tmp_path: Path, own_store: Path) -> None:
+    recipe = walks.write(tmp_path / "r")
+    first = edgeopt.run(recipe, tmp_path / "one")
+    other = first.model_copy(update={"machine": {**first.machine, "cpu": "x", "id": "y"}})
+    (tmp_path / "r/baseline.json").write_text(other.model_dump_json())
+    recipe.write_text(walks.RECIPE + "baseline: baseline.json\n")
+    report = edgeopt.run(recipe, tmp_path / "two")
+    assert report.exit_code == 4 and report.baseline is None and "machine: cpu" in report.exit_reasons[0]
+
+
+def test_a_baseline_that_is_not_there_is_told_before_anything_runs(tmp_path: Path, own_store: Path) -> None:
+    recipe = walks.write(tmp_path / "r", walks.RECIPE + "baseline: nowhere.json\n")
+    with pytest.raises(UsageError, match=r"recipe.yaml:12:.*no such file: .*nowhere.json"):
+        edgeopt.run(recipe, tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+    recipe.write_text(walks.RECIPE + "baseline: {report: a.json, fail_on: [colour]}\n")
+    with pytest.raises(UsageError, match="fail_on"):
+        edgeopt.run(recipe, tmp_path / "one")
+
+
 # ---- reports for pipelines
 
 CODE_QUALITY = {
