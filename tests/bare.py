@@ -19,7 +19,8 @@ import numpy as np, onnx
 from onnx import TensorProto, helper, numpy_helper
 w = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
 graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g",
-    [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])], [w])
+    [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+    [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])], [w])
 onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), "model.onnx")
 """
 RECIPE = """\

@@ -165,6 +165,10 @@ class Pass(Options):
         """Files of the user that the pass reads or runs, besides data; they are part of the key."""
         return []
 
+    def packages(self, base: Path) -> list[str]:
+        """Distributions that the user's files import; their versions are part of the key, like those of `needs`."""
+        return []
+
 
 class Dataset(Options):
     """A source of samples. `source` is what stands behind the name in the recipe."""

@@ -120,7 +120,6 @@ def create(module: nn.Module, folder: Path, record: Record, base: Path) -> Path:
         roots.append(files[0].parent)
         factory = f"{os.path.relpath(files[0], base)}:{factory.rpartition(':')[2]}"
     top = Path(os.path.commonpath(roots))
-    (folder / CODE / base.relative_to(top)).mkdir(parents=True, exist_ok=True)
     for file in files:
         if any(file.is_relative_to(root) for root in roots):
             copy = folder / CODE / file.relative_to(top)
@@ -133,7 +132,8 @@ def create(module: nn.Module, folder: Path, record: Record, base: Path) -> Path:
 def save(module: nn.Module, folder: Path, like: Path) -> Path:
     """Put a changed model to rest: the code of the artifact `like`, its own sizes and weights."""
     old = Record.read(like)
-    shutil.copytree(like.parent / CODE, folder / CODE)
+    if (like.parent / CODE).is_dir():  # a package's factory has no copies, and empty folders do not travel
+        shutil.copytree(like.parent / CODE, folder / CODE)
     return _write(module, folder, replace(old, structure=_differences(module, old.fresh(like.parent))))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """The chosen candidate, and what each reached in dB SQNR where there was a choice."""
+    """The chosen candidate, and what each reached in dB SQNR."""
 
     name: str
     made: T
@@ -50,6 +51,7 @@ class Calibration:
             )
         spare = seen // 5 if judge and self.tune is None else 0
         self.count = min(samples, seen - spare)
+        self.spare_from = self.count if self.count < seen else 0
         ctx.note("calibration_samples", self.count)
         if self.count < ENOUGH:
             ctx.note("warning", f"only {self.count} calibration samples: ranges found on fewer than {ENOUGH} seldom hold")
@@ -64,31 +66,41 @@ class Calibration:
             yield feeds
 
     def held(self) -> Iterator[Feeds]:
-        """At most 64 samples that set no range."""
-        return islice(_after(self.tune, 0) if self.tune else _after(self.split, self.count), JUDGED)
+        """Samples that set no range; where none is spare, the first ones all the same."""
+        return _after(self.tune, 0) if self.tune else _after(self.split, self.spare_from)
+
+    def first(self, count: int) -> Calibration:
+        """The same with at most so many samples that set ranges."""
+        fewer = copy.copy(self)
+        fewer.count = min(count, self.count)
+        return fewer
 
     def choose(self, candidates: Mapping[str, Callable[[], T]], reference: Callable[[], Run], runner: Callable[[T], Run]) -> Choice[T]:
-        """The first candidate, or a later one that is clearly better on the held samples."""
+        """The first candidate, or a later one that is clearly better on the held samples; those that fail are passed over."""
         best: tuple[str, T] | None = None
         reached: dict[str, float] = {}
+        failures: list[Exception] = []
         for name, build in candidates.items():
-            made = build()
-            if len(candidates) > 1:
-                gc.collect()  # quantizers leave models of their own behind
-                reached[name] = round(self._decibels(reference(), runner(made)), 2)
+            gc.collect()  # quantizers leave models of their own behind
+            try:
+                made = build()
+                reached[name] = round(self._decibels(reference(), runner(made), JUDGED if len(candidates) > 1 else 1), 2)
+            except (StepError, RuntimeError) as error:
+                failures.append(error)
+                continue
             if best is None or reached[name] >= reached[best[0]] + MARGIN_DB:
                 best = name, made
             del made
         if best is None:
-            raise StepError("quantize-int8: there is nothing to choose from", remedy="report this")
+            raise failures[0]
         return Choice(*best, reached)
 
-    def _decibels(self, reference: Run, candidate: Run) -> float:
+    def _decibels(self, reference: Run, candidate: Run, count: int) -> float:
         """SQNR of the candidate on the held samples, averaged over its real-valued outputs."""
         import numpy as np
 
         sums: dict[str, np.ndarray[Any, Any]] = {}
-        for feeds in self.held():
+        for feeds in islice(self.held(), count):
             after = candidate(feeds)
             for name, exact in reference(feeds).items():
                 if np.issubdtype(exact.dtype, np.floating):

@@ -57,6 +57,9 @@ class FineTune(
     def user_files(self, base: Path) -> list[Path]:
         return usercode.files(self.augment, base) if self.augment else []
 
+    def packages(self, base: Path) -> list[str]:
+        return usercode.packages(self.augment, base) if self.augment else []
+
     def run(self, model: Artifact, ctx: Context) -> Path:
         registry.need("torch", "torch")
         module = torch_format.load(model.path)

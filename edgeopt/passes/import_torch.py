@@ -33,6 +33,9 @@ class ImportTorch(Pass, TorchModel, produces="torch", needs=("torch", "safetenso
     def user_files(self, base: Path) -> list[Path]:
         return [*usercode.files(self.factory, base), *([self.weights.locate(base)] if self.weights else [])]
 
+    def packages(self, base: Path) -> list[str]:
+        return usercode.packages(self.factory, base)
+
     def run(self, model: Artifact, ctx: Context) -> Path:
         inputs = tuple(TensorSpec(name, spec.dtype, tuple(spec.shape)) for name, spec in self.inputs.items())
         outputs = tuple(self.outputs) if self.outputs else None

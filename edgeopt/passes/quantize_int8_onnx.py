@@ -87,7 +87,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
         "engine": "onnxruntime",
         "flavour": flavour,
         "chosen": choice.name,
-        "tried_db": choice.reached,
+        "tried_db": choice.reached if len(candidates) > 1 else None,
         "reduce_range": why,
         "quantized_layers": layers,
     }

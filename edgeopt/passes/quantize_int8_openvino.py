@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 # Full bias correction keeps the raw inputs of layers: from 8 samples it is as good as from 60, at a tenth of the memory.
 BIAS_SAMPLES, BIAS_BYTES = 8, 250_000_000
+# Trials of several settings use so many samples; the chosen one is then done with all.
+TRIAL_SAMPLES = 64
+# The CPU plugin wants the weights of these as plain constants.
+_RECURRENT = ("LSTMSequence", "GRUSequence", "RNNSequence", "LSTMCell", "GRUCell", "RNNCell", "TensorIterator")
 # What ONNX calls these, so that one `keep` serves both formats.
 _ONNX_NAMES = {
     "Convolution": "Conv",
@@ -43,20 +47,24 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     if quantized_layers(exact):
         raise StepError("the model is quantized already", remedy="remove one of the two quantize-int8")
     types = ["plain", "transformer"] if options.model_type == "auto" else [options.model_type]
-    calibration = Calibration(ctx, options.samples, judge=len(types) > 1)
-    ignored = nncf.IgnoredScope(names=onnx_format.matching(options.keep, kinds(exact)))
-    bias_samples = min(BIAS_SAMPLES, BIAS_BYTES // max(1, _layer_input_bytes(exact, calibration)))
+    methods = ["mean-minmax", "minmax"] if options.calibration == "auto" else [options.calibration]
+    choices = [(kind, method) for kind in types for method in methods]
+    calibration = Calibration(ctx, options.samples, judge=len(choices) > 1)
+    attention, found = _has_attention(exact), {operation.get_type_name() for operation in operations(exact)}
+    recurrent = sorted(found & set(_RECURRENT))
+    ignored = nncf.IgnoredScope(names=onnx_format.matching(options.keep, kinds(exact)), types=recurrent)
+    bias_samples = 0 if "If" in found else min(BIAS_SAMPLES, BIAS_BYTES // max(1, _layer_input_bytes(exact, calibration)))
 
-    def build(kind: str) -> openvino.Model:
+    def build(kind: str, method: str, samples: Calibration) -> openvino.Model:
         try:
             with _bias_correction(bias_samples) as full:
                 return nncf.quantize(
                     openvino_format.load(model.path),
-                    nncf.Dataset(calibration),
-                    subset_size=calibration.count,
+                    nncf.Dataset(samples),
+                    subset_size=samples.count,
                     fast_bias_correction=not full,
                     ignored_scope=ignored,
-                    **_parameters(nncf, options, ctx.target, kind, _has_attention(exact)),
+                    **_parameters(nncf, options, ctx.target, kind, method, attention),
                 )
         except EdgeoptError:
             raise
@@ -66,22 +74,31 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
                 remedy="leave quantize-int8 out",
             ) from error
 
+    few = calibration.first(TRIAL_SAMPLES) if len(choices) > 1 else calibration
+    candidates = {f"{kind}, {method}": partial(build, kind, method, few) for kind, method in choices}
     runner = partial(openvino_format.runner_of, signature=model.signature)
-    choice = calibration.choose({kind: partial(build, kind) for kind in types}, lambda: runner(exact), runner)
-    layers = quantized_layers(choice.made)
+    choice = calibration.choose(candidates, lambda: runner(exact), runner)
+    best = choice.made
+    if few.count < calibration.count:
+        best = build(*choices[list(candidates).index(choice.name)], calibration)
+    layers = quantized_layers(best)
     if not layers:
         raise StepError(
             "nothing was quantized: the model has no layer that NNCF quantizes, or all are kept", remedy="leave quantize-int8 out"
         )
-    ctx.note("engine", "nncf")
-    ctx.note("model_type", choice.name)
-    ctx.note("bias_correction", f"full, {bias_samples} samples" if bias_samples else "fast")
-    ctx.note("quantized_layers", layers)
-    if why := options.reduced(ctx.target)[1]:
-        ctx.note("reduce_range", why)
-    if choice.reached:
-        ctx.note("tried_db", choice.reached)
-    return openvino_format.save(choice.made, ctx.folder / openvino_format.MAIN, model.signature)
+    notes = {
+        "engine": "nncf",
+        "chosen": choice.name,
+        "tried_db": choice.reached if len(choices) > 1 else None,
+        "bias_correction": f"full, {bias_samples} samples" if bias_samples else "fast",
+        "reduce_range": options.reduced(ctx.target)[1],
+        "kept_types": recurrent,
+        "quantized_layers": layers,
+    }
+    for name, value in notes.items():
+        if value:
+            ctx.note(name, value)
+    return openvino_format.save(best, ctx.folder / openvino_format.MAIN, model.signature)
 
 
 def _nncf() -> Any:
@@ -98,14 +115,14 @@ def _nncf() -> Any:
     return nncf
 
 
-def _parameters(nncf: Any, options: QuantizeInt8, target: Mapping[str, Any], kind: str, attention: bool) -> dict[str, Any]:
+def _parameters(nncf: Any, options: QuantizeInt8, target: Mapping[str, Any], kind: str, method: str, attention: bool) -> dict[str, Any]:
     """NNCF's arguments. SmoothQuant only with attention: on a CNN's classifier it cost 6 dB on unseen images."""
     from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
 
     advanced = nncf.AdvancedQuantizationParameters
     ranges = {
         "minmax": RangeEstimatorParametersSet.MINMAX,
-        "mean-minmax": RangeEstimatorParametersSet.MEAN_MINMAX,
+        "mean-minmax": RangeEstimatorParameters(),  # NNCF's own default: means per tensor, extremes per channel
         "percentile": RangeEstimatorParametersSet.MEAN_QUANTILE,
         "histogram": RangeEstimatorParametersSet.HISTOGRAM,
     }
@@ -121,9 +138,7 @@ def _parameters(nncf: Any, options: QuantizeInt8, target: Mapping[str, Any], kin
         more["overflow_fix"] = nncf.OverflowFix.ENABLE
     return {
         "model_type": nncf.ModelType.TRANSFORMER if kind == "transformer" else None,
-        "advanced_parameters": advanced(
-            activations_range_estimator_params=ranges.get(options.calibration, RangeEstimatorParameters()), **more
-        ),
+        "advanced_parameters": advanced(activations_range_estimator_params=ranges[method], **more),
     }
 
 

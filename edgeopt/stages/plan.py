@@ -191,7 +191,7 @@ class _Planner:
             "options": made.model_dump(mode="json"),
             "code": registry.source_digest(cls),
             "edgeopt": __version__,
-            "needs": {package: registry.version(package) for package in cls.needs},
+            "needs": {package: registry.version(package) for package in (*cls.needs, *made.packages(self.recipe.base))},
             "data": data,
             "target": {field: getattr(target, field) for field in cls.target_fields},
             "files": self._files(made.user_files(self.recipe.base), place),

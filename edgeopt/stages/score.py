@@ -78,9 +78,14 @@ def score(
     }
     np.savez_compressed(folder / "scores.npz", **arrays)
     return {
-        "scores": {
-            variant: _summary(scores, values, variant, plan.reference, plan.seed, errors) for variant in artifacts if variant not in errors
-        },
+        "scores": statistics.holm(
+            {
+                variant: _summary(scores, values, variant, plan.reference, plan.seed, errors)
+                for variant in artifacts
+                if variant not in errors
+            },
+            plan.reference,
+        ),
         "errors": {variant: error.to_json() for variant, error in errors.items()},
         "samples": seen,
     }
@@ -176,6 +181,8 @@ def _summary(
         base = values.get(reference, {}).get(label) if reference not in errors else None
         other = np.asarray(base, dtype=np.float64) if base else None
         figures = statistics.score(own, other, made.finish, made.higher_is_better, made.binary, seed)
+        if variant == reference:
+            figures["drop_ci95"] = (0.0, 0.0)  # held against itself, nothing is in doubt
         if math.isnan(figures["value"]):
             raise UsageError(
                 f"score '{label}' cannot be told from the {len(own)} evaluation samples",

@@ -55,12 +55,23 @@ def t_interval(values: Array) -> tuple[float, Interval]:
 
 
 def _autocorrelation_time(centred: Array) -> float:
-    """How many blocks count for one independent block; at least 1."""
+    """How many blocks count for one independent block; at least 1.
+
+    The sample mean takes its own variance out of every lag: a second pass puts back what the first
+    one found it to be.
+    """
     count = len(centred)
     covariance = np.correlate(centred, centred, "full")[count - 1 :] / count
+    first = _positive_sequence(covariance)
+    return max(first, _positive_sequence(covariance + covariance[0] * first / count))
+
+
+def _positive_sequence(covariance: Array) -> float:
+    """Geyer's sum: pairs of neighbouring lags as long as they are positive, never growing."""
+    count = len(covariance)
     correlation = covariance / covariance[0]
     total, last = -1.0, np.inf
-    for lag in range(0, count // 2 - 1, 2):
+    for lag in range(0, count // 3, 2):
         pair = float(correlation[lag] + correlation[lag + 1])
         if pair <= 0:
             break
@@ -175,3 +186,16 @@ def _middle(draws: list[float]) -> Interval | None:
     """The middle 95 % of the resamples that tell a score at all (one may lack a class)."""
     known = [draw for draw in draws if not np.isnan(draw)]
     return (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known else None
+
+
+def holm(scores: dict[str, dict[str, Any]], reference: str) -> dict[str, dict[str, Any]]:
+    """The p-values of a session's variants, adjusted for their number, score by score (Holm, 1979)."""
+    for label in {label for row in scores.values() for label in row}:
+        tested = [
+            row[label] for variant, row in scores.items() if variant != reference and label in row and row[label]["p_value"] is not None
+        ]
+        floor = 0.0
+        for rank, value in enumerate(sorted(tested, key=lambda one: float(one["p_value"]))):
+            floor = max(floor, min(1.0, (len(tested) - rank) * value["p_value"]))
+            value["p_value"] = floor
+    return scores

@@ -254,3 +254,4 @@ def test_weights_inside_a_package_are_found_without_importing_it(base, tmp_path,
 def test_user_files_are_the_code_and_the_weights(base):
     made = ImportTorch.model_validate({"factory": "net/model.py:build", "weights": "w.pt", "inputs": small.IMAGE})
     assert [path.name for path in made.user_files(base)] == ["model.py", "blocks.py", "w.pt"]
+    assert made.packages(base) == ["torch"]
