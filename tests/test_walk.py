@@ -129,6 +129,23 @@ def test_a_killed_run_leaves_no_process_and_the_next_one_goes_on(tmp_path: Path,
     assert not list((store / "tmp").glob("*"))
 
 
+def test_sigterm_in_a_long_step_is_a_cancel_and_no_failed_row(tmp_path: Path) -> None:
+    slow = "import time\nimport numpy as np\ndef evaluate():\n    for i in range(10000):\n        time.sleep(0.05)\n        yield np.full(16, i, np.float32), 0\n"
+    recipe = walks.write(tmp_path / "r", walks.RECIPE.replace("{npz: evaluate.npz}", "{python: slow.py:evaluate}"))
+    (tmp_path / "r/slow.py").write_text(slow)
+    process = started("run", str(recipe), "--output", "out", store=tmp_path / "store", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while "data: evaluate" not in _text(tmp_path / "out/log.txt") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert not (tmp_path / "out/build.json").exists()
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
 def _alive(store: Path) -> list[str]:
     """The processes that work with a store, by their environment."""
     return [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if str(store).encode() in _read(path)]

@@ -61,7 +61,7 @@ def _failure(error: BaseException) -> Answer:
         path = error.ctx.command_path if error.ctx else NAME
         error = errors.UsageError(cause[:1].lower() + cause[1:], remedy=f"{path} --help")
     elif isinstance(error, (KeyboardInterrupt, click.Abort)):
-        error = errors.Cancelled(errors.EXIT_INTERRUPTED)
+        error = errors.Cancelled(errors.EXIT_TERMINATED if isinstance(error, _Terminated) else errors.EXIT_INTERRUPTED)
     elif isinstance(error, MemoryError):
         error = errors.from_exception(error, NAME)
     elif isinstance(error, OSError) and not isinstance(error, (ConnectionError, ChildProcessError)):
@@ -111,15 +111,17 @@ def _bug(error: BaseException) -> Answer:
     return Answer({"error": "Bug", "exit_code": EXIT_BUG, "cause": text, "remedy": remedy, "place": None}, "", EXIT_BUG)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where the program stands: like Ctrl-C it is no Exception, so nothing on the way takes it for a failed row."""
+
+
 @contextmanager
 def _sigterm() -> Iterator[None]:
     """SIGTERM unwinds the stack, so that every `finally` runs and no child is left behind."""
 
     def stop(*_: Any) -> None:
-        from edgeopt.core.errors import EXIT_TERMINATED, Cancelled
-
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Cancelled(EXIT_TERMINATED)
+        raise _Terminated
 
     try:
         before = signal.signal(signal.SIGTERM, stop)

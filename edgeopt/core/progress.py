@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edgeopt.core.errors import Cancelled
-
 
 class Progress:
     """Listens to the stages. Subclasses show it; all methods may be called from one thread only."""
@@ -34,7 +32,7 @@ class Progress:
         began = time.monotonic()
         try:
             yield
-        except (KeyboardInterrupt, Cancelled):
+        except KeyboardInterrupt:
             self.end(label, time.monotonic() - began, "cancelled")
             raise
         except BaseException:
