@@ -130,7 +130,14 @@ def test_a_killed_run_leaves_no_process_and_the_next_one_goes_on(tmp_path: Path,
 
 
 def test_sigterm_in_a_long_step_is_a_cancel_and_no_failed_row(tmp_path: Path) -> None:
-    slow = "import time\nimport numpy as np\ndef evaluate():\n    for i in range(10000):\n        time.sleep(0.05)\n        yield np.full(16, i, np.float32), 0\n"
+    slow = """
+import time
+import numpy as np
+def evaluate():
+    for index in range(10000):
+        time.sleep(0.05)
+        yield np.full(16, index, np.float32), 0
+"""
     recipe = walks.write(tmp_path / "r", walks.RECIPE.replace("{npz: evaluate.npz}", "{python: slow.py:evaluate}"))
     (tmp_path / "r/slow.py").write_text(slow)
     process = started("run", str(recipe), "--output", "out", store=tmp_path / "store", cwd=tmp_path)
