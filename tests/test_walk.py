@@ -63,6 +63,21 @@ def test_int8_on_both_runtimes_keeps_its_function(tmp_path: Path, shared_store: 
         assert rows["fp32", target].scores["agreement"].value == 1.0
 
 
+def test_a_pipeline_without_a_gpu_builds_for_rtx_and_bundles_for_jetson(tmp_path: Path, own_store: Path) -> None:
+    recipe = walks.RECIPE.replace('["null"]', "[{rtx-ada: {need: built}}, jetson-orin]").replace(
+        "  fp32: []\n", "  fp32: []\n  int8: [quantize-int8]\n"
+    )
+    report = edgeopt.run(walks.write(tmp_path / "r", recipe), tmp_path / "out")
+    rows = {(row.variant, row.target): row for row in report.rows}
+    assert report.exit_code == 0, report.exit_reasons
+    assert {rows[variant, "rtx-ada"].status for variant in ("fp32", "int8")} == {"built"}
+    assert {rows[variant, "jetson-orin"].status for variant in ("fp32", "int8")} == {"bundled"}
+    for target in ("rtx-ada", "jetson-orin"):
+        row = rows["int8", target]
+        assert row.artifact is not None and row.artifact.size_bytes > 0 and row.reason and row.latency_ms is None
+        assert (tmp_path / "out/bundles" / target / "manifest.json").is_file()
+
+
 def test_an_unchanged_second_run_does_nothing_and_says_the_same(tmp_path: Path) -> None:
     recipe, store = walks.write(tmp_path / "r"), tmp_path / "store"
     assert command("run", str(recipe), "--output", "one", store=store, cwd=tmp_path).returncode == 0

@@ -24,6 +24,7 @@ from edgeopt.runner import Problem, frames, tensorrt_engine
 from edgeopt.runner import tensorrt_library as library
 
 EXIT_CODES = {"usage": 2, "missing": 5, "untrusted": 6, "resource": 7, "step": 8}
+EXIT_INTERRUPTED = 130
 PLAN, ENGINE, RECORD, CURRENT, LOG = "build-plan.json", "engine.plan", "build.json", "current.json", "log.jsonl"
 
 
@@ -37,6 +38,9 @@ def main(arguments: list[str]) -> int:
     except Problem as problem:
         print(f"error: {problem.cause}" + (f"\n  → {problem.remedy}" if problem.remedy else ""), file=sys.stderr)
         return EXIT_CODES[problem.kind]
+    except KeyboardInterrupt:
+        print("cancelled: the engine in use is the one that was", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return 0
 
 

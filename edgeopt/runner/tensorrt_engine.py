@@ -6,6 +6,7 @@ Both products go through here, told apart by features; always strongly typed: pr
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from edgeopt.runner.tensorrt_library import trt
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_PR_SET_PDEATHSIG = 1
 # 50 s for a two-step GRU of batch 1, more than anyone waits for a longer one: some builds of RTX 1.7 grow without end.
 _ENDLESS = "recurrent layers of batch 1 are known for it: give the batch axis a range to 2 under profiles, or raise build_limit_s"
 
@@ -37,7 +39,6 @@ def ask(request: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=sys.stderr.fileno() if _has_file(sys.stderr) else subprocess.DEVNULL,
-        start_new_session=True,
         text=True,
     )
     try:
@@ -220,6 +221,8 @@ def _checked(doing: str, made: Any, said: list[log.Line]) -> Any:
 
 
 def _main() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a build without end dies with who asked for it
     request = json.load(sys.stdin)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # TensorRT prints

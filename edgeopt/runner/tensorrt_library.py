@@ -82,13 +82,13 @@ def load(product: str) -> None:
 def library_problem(product: str) -> str:
     """Why the product's package does not load, or an empty string. Imports it."""
     package, title = PACKAGES[product], TITLES[product]
-    spec = find_spec(package)
     install = f"pip install 'edgeopt[{EXTRAS[product]}]'"
-    if spec is None or not spec.origin:  # a folder without code: type stubs leave one
-        lesser = [name for name in _LESSER[product] if (one := find_spec(name)) and one.origin]
-        if lesser:
+    if not _has_code(package):
+        if lesser := [name for name in _LESSER[product] if _has_code(name) or _has_code(f"{name}_bindings")]:
             return f"only {lesser[0]} is here: it runs version-compatible engines and cannot build: {install}"
-        return f"{title} is not installed: {install}"
+        if not _has_code(f"{package}_bindings"):
+            return f"{title} is not installed: {install}"
+        package = f"{package}_bindings"
     try:
         module = import_module(package)
     except ImportError as error:
@@ -96,9 +96,17 @@ def library_problem(product: str) -> str:
         if ".so" in said or ".dll" in said or "DLL" in said:
             return f"the Python binding of {title} is here without its libraries ({said.split(':', maxsplit=1)[0]}): {install}"
         return f"{title} cannot be imported: {said}"
+    if package != PACKAGES[product]:
+        return f"the Python binding of {title} is here without its package '{PACKAGES[product]}': {install}"
     if not hasattr(module, "Builder"):
         return f"this {package} cannot build engines (it has no Builder): {install}"
     return ""
+
+
+def _has_code(package: str) -> bool:
+    """Whether a package can be imported: type stubs leave a folder without code."""
+    spec = find_spec(package)
+    return bool(spec and spec.origin)
 
 
 def gpu_problem() -> tuple[str, int, list[dict[str, Any]]]:

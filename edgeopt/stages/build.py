@@ -27,7 +27,7 @@ class BuildRow(Options):
 
     variant: str
     target: str
-    status: Literal["built", "unavailable", "failed"]
+    status: Literal["built", "bundled", "unavailable", "failed"]
     reason: str | None = None
     exit_code: int = EXIT_OK
     artifact: str | None = None
@@ -100,8 +100,8 @@ class _Builder:
         target = self.plan.target_of(row.target).target
         backend = registry.load("backends", target.backend)()
         base = {"variant": row.variant, "target": row.target}
-        missing = backend.probe()
-        if missing:
+        fields = target.model_dump(mode="json")
+        if missing := backend.can_build(fields):
             return BuildRow(**base, status="unavailable", reason=missing, exit_code=EXIT_MISSING)
         if refused := row.unavailable or backend.refuses(row.execution):
             return BuildRow(**base, status="unavailable", reason=refused)
@@ -114,7 +114,8 @@ class _Builder:
         history = [self._told(event) for event in artifact.history]
         return BuildRow(
             **base,
-            status="built",
+            status="bundled" if target.compile_on == "device" else "built",
+            reason=backend.can_measure(fields) or None,
             artifact=place.relative_to(self.folder).as_posix(),
             digest=artifact.digest,
             cached=all(steps),

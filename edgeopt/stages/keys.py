@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from edgeopt.core import digest
+from edgeopt.core import digest, registry
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.plan import Plan, Step
+from edgeopt.core.protocols import Backend
 from edgeopt.core.store import Store
 
 
@@ -24,7 +25,11 @@ def parity(plan: Plan, step: Step) -> str:
 
 
 def wants_parity(step: Step) -> bool:
-    return step.before is not None and step.makes != "null"
+    """Whether a step's result can be run here and held against its predecessor's."""
+    if step.kind == "compile":
+        backend: Backend = registry.load("backends", step.plug)()
+        return step.makes != "null" and not backend.can_measure({**step.target, "options": step.options})
+    return step.before is not None
 
 
 def whole(store: Store, key: str) -> bool:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import __version__
-from edgeopt.core import digest, machine
+from edgeopt.core import digest, machine, registry
 from edgeopt.core.errors import EdgeoptError, from_json
 from edgeopt.core.plan import Plan, PlanTarget
 from edgeopt.core.progress import Progress
+from edgeopt.core.protocols import Backend
 from edgeopt.core.session import Measured, ScoreValue, Session
 from edgeopt.core.store import Store
 from edgeopt.stages.build import Build, artifact_of
@@ -35,7 +36,7 @@ def measure(
     with Worker(folder, store.root, folder / "log.txt") as worker:
         for used in plan.targets:
             rows = {row.variant: row for row in build.rows if row.target == used.target.name and row.status == "built"}
-            if not rows or used.need != "measured" or used.target.refuses_machine():
+            if not rows or used.need != "measured" or cannot_measure(used):
                 continue
             artifacts = {variant: artifact_of(folder, row) for variant, row in rows.items()}
             key = _key(plan, used, {variant: artifact.key for variant, artifact in artifacts.items()})
@@ -56,6 +57,12 @@ def measure(
                 _copy(found, place)
             sessions.append(Session.read(place))
     return sessions
+
+
+def cannot_measure(used: PlanTarget) -> str:
+    """Why this machine cannot run what is built for a target, or an empty string."""
+    backend: Backend = registry.load("backends", used.target.backend)()
+    return used.target.refuses_machine() or backend.can_measure(used.target.model_dump(mode="json"))
 
 
 def _copy(source: Path, place: Path) -> None:

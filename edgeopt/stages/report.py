@@ -15,7 +15,7 @@ from edgeopt.core.report import ArtifactInfo, GateResult, RecipeInfo, Report, Ro
 from edgeopt.core.session import Measured, Session
 from edgeopt.stages import compare, gates, html, junit, markdown
 from edgeopt.stages.build import Build, BuildRow, artifact_of
-from edgeopt.stages.measure import sessions_of
+from edgeopt.stages.measure import cannot_measure, sessions_of
 
 _RANK = {"bundled": 0, "built": 1, "measured": 2}
 _NEVER_PICKED = {"slower-than-reference", "larger-than-reference", "unstable"}
@@ -106,7 +106,7 @@ def _row(folder: Path, built: BuildRow, session: Session | None, used: PlanTarge
         status, reason, code = "failed", f"{measured.error['cause']}", int(measured.error["exit_code"])
         measured = None
     elif status == "built" and measured is None and used.need == "measured":
-        reason = used.target.refuses_machine() or "not measured yet"
+        reason = cannot_measure(used) or "not measured yet"
     if session and session.synthetic and measured and measured.scores:
         flags.append("synthetic-data")
     found: dict[str, Any] = (measured or Measured(variant=built.variant)).model_dump(exclude={"variant", "error", "layers"})

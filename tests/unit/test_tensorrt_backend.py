@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,27 @@ def test_a_build_without_end_is_stopped(tmp_path):
     with pytest.raises(StepError, match="has not ended within 2 s") as caught:
         compiled(small.recurrent(), tmp_path, wanted, notes)
     assert "batch axis" in caught.value.remedy and "batch 1" in notes["findings"][0]
+
+
+@rtx
+@pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
+def test_a_build_dies_with_who_asked_for_it(tmp_path):
+    path = small.write(small.recurrent(), tmp_path)
+    profile = {"x": [[8, 1, 3]] * 3}
+    request = {"do": "build", "product": "rtx", "model": str(path), "engine": str(tmp_path / "e"), "profile": profile, **fields()}
+    code = f"from edgeopt.runner import tensorrt_engine\ntensorrt_engine.ask({request!r}, 600)"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as parent:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        while not (found := children.read_text().split()):
+            time.sleep(0.02)
+        time.sleep(0.5)  # it is past its first line by then
+        assert Path(f"/proc/{found[0]}").exists()
+        parent.kill()
+    for _ in range(100):
+        if not Path(f"/proc/{found[0]}").exists():
+            return
+        time.sleep(0.05)
+    pytest.fail("the builder still runs")
 
 
 @rtx
