@@ -23,3 +23,11 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """An empty store, for tests that look at what is stored."""
     monkeypatch.setenv("EDGEOPT_CACHE", str(tmp_path / "store"))
     yield tmp_path / "store"
+
+
+_SLOW_LAST = ("test_page.py", "test_bad_input.py", "test_walk.py", "test_readme.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: a broken rule is told in seconds, real models come last."""
+    items.sort(key=lambda item: _SLOW_LAST.index(item.path.name) if item.path.name in _SLOW_LAST else -1)
