@@ -30,6 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "edgeopt needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) -V). Say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 5; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
 	$(BIN)/python -m compileall -q edgeopt
 	touch $@
 

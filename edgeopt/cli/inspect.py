@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), metavar="MODEL|ARTIFACT|RUN-FOLDER")
+@click.option("--target", metavar="NAME", help="say what keeps the model from this target, and what mends it")
 @json_option
-def inspect(path: Path) -> Answer:
+def inspect(path: Path, target: str | None) -> Answer:
     """Look into a model file (.onnx, .xml, .pt2, .safetensors), an artifact or a run folder. Nothing is run."""
     from edgeopt.stages.inspect import inspect as stage
 
-    found = stage(path)
+    found = stage(path, target)
     return Answer(found, lambda: _words(found))
 
 
@@ -51,11 +52,19 @@ def _words(found: Inspection) -> str:
         shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
         row(name.replace("_", " "), ", ".join(shown) if isinstance(shown, list) else shown)
     parts: list[Any] = [f"[bold]{escape(found.path)}[/]", table]
+    if found.findings is not None:
+        parts += ["\n[bold]findings[/]", *(map(_finding, found.findings) if found.findings else ["  none"])]
     if found.history:
         parts += ["\n[bold]made by[/]", *(_event(event) for event in found.history)]
     if found.rows:
         parts += ["", _rows(found.rows)]
     return rendered(*parts)
+
+
+def _finding(one: dict[str, Any]) -> str:
+    from rich.markup import escape
+
+    return f"  {one['layer']} {one['level']:<8} {escape(one['node'])}: {escape(one['cause'])}\n      → {escape(one['remedy'])}"
 
 
 def _event(event: dict[str, Any]) -> str:

@@ -221,7 +221,7 @@ def _rows(built: Build, folder: Path) -> str:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("variant", "target", "status", "artifact or reason"):
         table.add_column(name, overflow="fold")
-    styles = {"built": "green", "failed": "red", "unavailable": "yellow"}
+    styles = {"built": "green", "bundled": "green", "failed": "red", "unavailable": "yellow"}
     for row in built.rows:
         table.add_row(
             row.variant, row.target, f"[{styles[row.status]}]{row.status}[/]", shown(folder / row.artifact) if row.artifact else row.reason

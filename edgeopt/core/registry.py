@@ -43,9 +43,15 @@ def load(room: str, name: str) -> Any:
 
 
 def source_digest(cls: type) -> str:
-    """sha256 of the file a plug's class is written in: its code is part of every key it makes."""
+    """A digest of the code behind a plug, part of every key it makes: its file, those beside it whose
+    names begin with its name, and what the runner holds under that name."""
     spec = importlib.util.find_spec(cls.__module__)
-    return digest.of_file(Path(spec.origin)) if spec and spec.origin else cls.__module__
+    if not spec or not spec.origin:
+        return cls.__module__
+    path = Path(spec.origin)
+    folders = (path.parent, Path(__file__).parent.parent / "runner")
+    files = {path, *(found for folder in folders for found in folder.glob(f"{path.stem}_*.py"))}
+    return digest.of_value({file.name: digest.of_file(file) for file in sorted(files)})
 
 
 def need(module: str, extra: str) -> Any:

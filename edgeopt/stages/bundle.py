@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from edgeopt.core.progress import Progress
 from edgeopt.core.protocols import fixed_batch, stack
 from edgeopt.core.report import Report, Row
 from edgeopt.core.store import Store
+from edgeopt.stages import stand_in
 from edgeopt.stages.build import Build, artifact_of
 from edgeopt.stages.children import Child
 
@@ -59,7 +62,7 @@ def _fill(part: Path, plan: Plan, used: PlanTarget, row: Row, artifact: Artifact
     if goldens:
         shutil.copytree(goldens, part / "golden")
     files = sorted(path for path in part.rglob("*") if path.is_file())
-    quantized = bool(row.precision and row.precision.get("int8"))
+    quantized = bool(row.precision and row.precision.get("int8")) or any(event.step.startswith("quantize") for event in artifact.history)
     manifest: dict[str, Any] = {
         "edgeopt_bundle": 1,
         "edgeopt": __version__,
@@ -100,8 +103,8 @@ def _versions(plan: Plan, artifact: Artifact) -> dict[str, str]:
 
 def _goldens(used: PlanTarget, artifact: Artifact, folder: Path, store: Store) -> Path | None:
     """Inputs of the evaluation data and the artifact's outputs on them, for a self-test on the device."""
-    if used.need != "measured":
-        return None
+    if used.need == "built":
+        return None  # the compiled artifact runs nowhere here, and nothing on the device compiles it again
     key = digest.of_value(
         {"golden": 1, "artifact": artifact.key, "samples": digest.of_file(folder / "samples.npz"), "threads": used.threads}
     )
@@ -116,8 +119,12 @@ def _goldens(used: PlanTarget, artifact: Artifact, folder: Path, store: Store) -
     inputs: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
     with store.scratch() as scratch:
-        with Child(artifact.format) as child:
-            child.open(artifact, used)
+        with ExitStack() as stack_:
+            if used.target.compile_on == "device":  # what the device makes of the ONNX must agree with the ONNX
+                child: Child | stand_in.Plain = stand_in.Plain(replace(artifact, format="onnx"))
+            else:
+                child = stack_.enter_context(Child(artifact.format))
+                child.open(artifact, used)
             for index, sample in enumerate(kept):
                 feeds = stack([sample] * size, artifact.signature)
                 inputs |= {f"{index}/{name}": array for name, array in feeds.items()}

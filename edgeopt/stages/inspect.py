@@ -8,9 +8,11 @@ from typing import Any
 
 from pydantic import Field
 
+from edgeopt.core import registry
+from edgeopt.core import target as targets
 from edgeopt.core.artifact import RECORD, Artifact
 from edgeopt.core.errors import UntrustedError, UsageError
-from edgeopt.core.protocols import Options
+from edgeopt.core.protocols import Backend, Options
 from edgeopt.stages import anatomy
 
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
@@ -30,10 +32,20 @@ class Inspection(Options):
     facts: dict[str, Any] = Field(default_factory=dict, description="what the format tells besides: opset, producer, execution, digest")
     history: list[dict[str, Any]] = Field(default_factory=list, description="the steps that made an artifact")
     rows: list[dict[str, Any]] = Field(default_factory=list, description="of a run folder: what became of each row")
+    findings: list[dict[str, Any]] | None = Field(
+        default=None, description="with a target: what keeps the model from it: layer, level, node, cause, remedy"
+    )
 
 
-def inspect(path: Path) -> Inspection:
-    """Look into a model file, an artifact's folder or a run folder."""
+def inspect(path: Path, target: str | None = None) -> Inspection:
+    """Look into a model file, an artifact's folder or a run folder; with a target, say what keeps the model from it."""
+    if target is not None:
+        found = inspect(path)
+        model = Artifact.read(path).path if path.is_dir() else path
+        used = targets.load(target, Path())
+        backend: Backend = registry.load("backends", used.backend)()
+        verdict = backend.check(model, used.model_dump(mode="json"))
+        return found.model_copy(update={"findings": [vars(one) for one in verdict]})
     if not path.exists():
         raise UsageError(f"no such file: {path}", remedy="name a model file, an artifact's folder or a run folder")
     if path.is_dir():

@@ -17,6 +17,7 @@ from edgeopt.core.progress import Progress
 from edgeopt.core.protocols import Backend
 from edgeopt.core.session import Measured, ScoreValue, Session
 from edgeopt.core.store import Store
+from edgeopt.stages import stand_in
 from edgeopt.stages.build import Build, artifact_of
 from edgeopt.stages.children import Worker
 
@@ -35,16 +36,20 @@ def measure(
     sessions = []
     with Worker(folder, store.root, folder / "log.txt") as worker:
         for used in plan.targets:
-            rows = {row.variant: row for row in build.rows if row.target == used.target.name and row.status == "built"}
-            if not rows or used.need != "measured" or cannot_measure(used):
+            rows = {row.variant: row for row in build.rows if row.target == used.target.name and row.status in ("built", "bundled")}
+            elsewhere = used.need != "measured" or bool(cannot_measure(used))
+            if not rows:
                 continue
-            artifacts = {variant: artifact_of(folder, row) for variant, row in rows.items()}
+            if elsewhere:  # the scores are those of what went into the compiler, on the CPU
+                artifacts = {row.variant: stand_in.source(row, store) for row in plan.rows_of(used.target.name) if row.variant in rows}
+            else:
+                artifacts = {variant: artifact_of(folder, row) for variant, row in rows.items()}
             key = _key(plan, used, {variant: artifact.key for variant, artifact in artifacts.items()})
             place = folder / "sessions" / used.target.name
             found = None if remeasure else store.get("sessions", key)
             if found is None:
                 with store.scratch() as scratch:
-                    session = _Measuring(plan, used, key, folder, scratch, progress, worker).session(artifacts)
+                    session = _Measuring(plan, used, key, folder, scratch, progress, worker, elsewhere).session(artifacts)
                     session.write(scratch)
                     if any("unstable" in one.flags for one in session.variants):
                         found = scratch  # kept with the run, never reused
@@ -97,9 +102,11 @@ def _key(plan: Plan, used: PlanTarget, artifacts: dict[str, str]) -> str:
 class _Measuring:
     """One session in the making."""
 
-    def __init__(self, plan: Plan, used: PlanTarget, key: str, folder: Path, scratch: Path, progress: Progress, worker: Worker) -> None:
+    def __init__(
+        self, plan: Plan, used: PlanTarget, key: str, folder: Path, scratch: Path, progress: Progress, worker: Worker, elsewhere: bool
+    ) -> None:
         self.plan, self.used, self.key, self.folder, self.scratch = plan, used, key, folder, scratch
-        self.progress, self.worker = progress, worker
+        self.progress, self.worker, self.elsewhere = progress, worker, elsewhere
 
     def session(self, artifacts: dict[str, Any]) -> Session:
         from edgeopt.stages import timing
@@ -111,8 +118,14 @@ class _Measuring:
         scoring = time.monotonic() - began
         label = f"{name} · latency"
         began = time.monotonic()
-        with self.progress.piece(label):
-            timed = timing.time(self.plan, self.used, sound, self.folder, self.scratch, lambda *told: self.progress.advance(label, *told))
+        if self.elsewhere:
+            rows_alone = {variant: Measured(variant=variant, flags=["scored-on-cpu"]) for variant in sound}
+            timed = timing.Timed(rows=rows_alone, batch=self.used.target.batch)
+        else:
+            with self.progress.piece(label):
+                timed = timing.time(
+                    self.plan, self.used, sound, self.folder, self.scratch, lambda *told: self.progress.advance(label, *told)
+                )
         spent = time.monotonic() - began
         errors |= timed.errors
         rows = []
@@ -145,7 +158,14 @@ class _Measuring:
     def _score(self, rows: dict[str, str]) -> dict[str, Any]:
         label = f"{self.used.target.name} · scores"
         result: dict[str, Any] = {}
-        job = {"do": "score", "target": self.used.target.name, "rows": rows, "folder": str(self.scratch), "label": label}
+        job = {
+            "do": "score",
+            "target": self.used.target.name,
+            "rows": rows,
+            "folder": str(self.scratch),
+            "label": label,
+            "plain": self.elsewhere,
+        }
         with self.progress.piece(label):
             for event in self.worker.ask(job):
                 if event["event"] == "progress":

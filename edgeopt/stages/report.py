@@ -15,7 +15,7 @@ from edgeopt.core.report import ArtifactInfo, GateResult, RecipeInfo, Report, Ro
 from edgeopt.core.session import Measured, Session
 from edgeopt.stages import compare, gates, html, junit, markdown
 from edgeopt.stages.build import Build, BuildRow, artifact_of
-from edgeopt.stages.measure import cannot_measure, sessions_of
+from edgeopt.stages.measure import sessions_of
 
 _RANK = {"bundled": 0, "built": 1, "measured": 2}
 _NEVER_PICKED = {"slower-than-reference", "larger-than-reference", "unstable"}
@@ -105,8 +105,11 @@ def _row(folder: Path, built: BuildRow, session: Session | None, used: PlanTarge
     if measured and measured.error:
         status, reason, code = "failed", f"{measured.error['cause']}", int(measured.error["exit_code"])
         measured = None
-    elif status == "built" and measured is None and used.need == "measured":
-        reason = cannot_measure(used) or "not measured yet"
+    timed = measured is not None and measured.latency_ms is not None
+    if timed:
+        reason = None
+    elif status == "built" and reason is None and used.need == "measured":
+        reason = "not measured yet"
     if session and session.synthetic and measured and measured.scores:
         flags.append("synthetic-data")
     found: dict[str, Any] = (measured or Measured(variant=built.variant)).model_dump(exclude={"variant", "error", "layers"})
@@ -114,7 +117,7 @@ def _row(folder: Path, built: BuildRow, session: Session | None, used: PlanTarge
     return Row(
         variant=built.variant,
         target=built.target,
-        status="measured" if measured else status,
+        status="measured" if timed else status,
         reason=reason,
         artifact=info,
         pareto=False,

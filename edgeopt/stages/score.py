@@ -19,6 +19,7 @@ from edgeopt.core.session import ScoreValue
 from edgeopt.core.store import Store
 from edgeopt.stages import statistics, survey
 from edgeopt.stages.children import Child
+from edgeopt.stages.stand_in import Plain
 
 _Batch = tuple[dict[str, Any], list[Any]]
 
@@ -27,7 +28,13 @@ CHUNK, CHUNK_BYTES = 64, 64_000_000
 
 
 def score(
-    plan: Plan, target: str, rows: dict[str, Path], folder: Path, store: Store, progress: Callable[[int, int, str], None]
+    plan: Plan,
+    target: str,
+    rows: dict[str, Path],
+    folder: Path,
+    store: Store,
+    progress: Callable[[int, int, str], None],
+    plain: bool = False,
 ) -> dict[str, Any]:
     """Score all variants of a target together; per-sample values go to `folder/scores.npz`.
 
@@ -44,8 +51,11 @@ def score(
     split = survey.split_of(plan, "evaluate", signature)
     seen = 0
     with ExitStack() as stack:
-        children: dict[str, Child] = {}
+        children: dict[str, Child | Plain] = {}
         for variant, artifact in artifacts.items():
+            if plain:
+                children[variant] = Plain(artifact)
+                continue
             child = stack.enter_context(Child(variant, log=2))
             try:
                 child.open(artifact, used)
@@ -55,11 +65,11 @@ def score(
         for chunk in _chunks(split.batches(used.target.batch)):
             reference: list[dict[str, Any]] | None = None
             labels = [label for _, some in chunk for label in some]
-            for variant, child in children.items():
+            for variant, runner in children.items():
                 if variant in errors:
                     continue
                 try:
-                    outputs = _through(child, chunk, artifacts[variant].signature, seen)
+                    outputs = _through(runner, chunk, artifacts[variant].signature, seen)
                 except UsageError:
                     raise
                 except EdgeoptError as error:
@@ -114,7 +124,7 @@ def _chunks(batches: Iterator[_Batch]) -> Iterator[list[_Batch]]:
         yield heap
 
 
-def _through(child: Child, chunk: list[_Batch], signature: Signature, seen: int) -> list[dict[str, Any]]:
+def _through(child: Child | Plain, chunk: list[_Batch], signature: Signature, seen: int) -> list[dict[str, Any]]:
     """The outputs of one process sample by sample; it is frozen when it is not its turn, as in timing."""
     child.thaw()
     found: list[dict[str, Any]] = []

@@ -52,7 +52,13 @@ def _do(job: dict[str, Any], plan: Plan, store: Store, events: Events) -> dict[s
         return apply.check_parity(plan, plan.steps[job["key"]], store)
     if job["do"] == "score":
         return score.score(
-            plan, job["target"], {row: Path(path) for row, path in job["rows"].items()}, Path(job["folder"]), store, events.progress
+            plan,
+            job["target"],
+            {row: Path(path) for row, path in job["rows"].items()},
+            Path(job["folder"]),
+            store,
+            events.progress,
+            job["plain"],
         )
     raise ValueError(f"no such job: {job['do']}")
 
