@@ -50,14 +50,14 @@ def main() -> None:
         shutil.copytree(CLONE / "recipes", here / "recipes")
         run(edgeopt, "--help", cwd=here, quiet=True)
         run(edgeopt, "targets", cwd=here, quiet=True)
-        run(edgeopt, "doctor", cwd=here, quiet=True)
+        run(edgeopt, "passes", cwd=here, quiet=True)
         for recipe in sorted((here / "recipes").glob("*.yaml")):
             run(edgeopt, "plan", str(recipe), cwd=here, quiet=True)
         run(str(place / "venv/bin/python"), "-c", MODEL, cwd=here)
         (here / "bare.yaml").write_text(RECIPE)
         run(edgeopt, "run", "bare.yaml", "--output", "out", cwd=here)
         assert (here / "out/bundles/null/manifest.json").is_file()
-    print("bare: help, targets, doctor, plan of every recipe and the null walk work with no extras, from the wheel")
+    print("bare: help, targets, passes, plan of every recipe and the null walk work with no extras, from the wheel")
 
 
 def run(*command: str, cwd: Path | None = None, quiet: bool = False) -> None:

@@ -15,7 +15,7 @@ from edgeopt.core.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS: list[str] = re.findall(r"(?:^    .*\n?)+", README, re.MULTILINE)
+BLOCKS: list[str] = re.findall(r"(?:^    .*\n(?:\n(?=    ))?)+", README, re.MULTILINE)
 
 
 def commands() -> list[str]:
