@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeopt import __version__
 from edgeopt.core import digest, registry
-from edgeopt.core.errors import EdgeoptError, Place, RecipeErrors, UsageError
+from edgeopt.core.errors import EdgeoptError, MissingError, Place, RecipeErrors, UsageError
 from edgeopt.core.plan import DataRef, Plan, PlanRow, PlanTarget, Step
 from edgeopt.core.protocols import Backend, Dataset, Pass, Score
 from edgeopt.core.recipe import PlugUse, Recipe
@@ -164,6 +164,14 @@ class _Planner:
             else f"give the model as `model: {{{cls.accepts[0]}: …}}`",
         )
 
+    def _pass_files(self, made: Pass, place: Place | None) -> list[list[str]]:
+        """Names and digests of the user's files; a plan can be made where a package that holds one is not installed."""
+        try:
+            paths = made.user_files(self.recipe.base)
+        except MissingError as error:
+            return [["absent", error.cause]]
+        return self._files(paths, place)
+
     def _convert(self, before: str, wanted: str, target: Target) -> list[str]:
         keys: list[str] = []
         for name in _route(self.steps[before].makes, wanted) or []:
@@ -194,7 +202,7 @@ class _Planner:
             "needs": {package: registry.version(package) for package in (*cls.needs, *made.packages(self.recipe.base))},
             "data": data,
             "target": {field: getattr(target, field) for field in cls.target_fields},
-            "files": self._files(made.user_files(self.recipe.base), place),
+            "files": self._pass_files(made, place),
             "seed": self.recipe.seed if cls.data else 0,
             "before": before,
             "reference": self.reference_key.get(target.name) if "reference" in cls.uses else None,
