@@ -26,13 +26,21 @@ _BEST_DB = 150.0
 T = TypeVar("T")
 
 
+Settings = tuple[str, str]  # the kind of model, the method for ranges
+
+
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """The chosen candidate, and what each reached in dB SQNR."""
+    """The chosen candidate, and what each one tried reached in dB SQNR."""
 
-    name: str
+    settings: Settings
     made: T
-    reached: dict[str, float]
+    reached: dict[Settings, float]
+
+    @property
+    def tried_db(self) -> dict[str, float]:
+        """The trials as plain JSON; empty when there was no choice."""
+        return {", ".join(settings): value for settings, value in self.reached.items()} if len(self.reached) > 1 else {}
 
 
 class Calibration:
@@ -75,25 +83,33 @@ class Calibration:
         fewer.count = min(count, self.count)
         return fewer
 
-    def choose(self, candidates: Mapping[str, Callable[[], T]], reference: Callable[[], Run], runner: Callable[[T], Run]) -> Choice[T]:
-        """The first candidate, or a later one that is clearly better on the held samples; those that fail are passed over."""
-        best: tuple[str, T] | None = None
-        reached: dict[str, float] = {}
+    def choose(
+        self,
+        candidates: Mapping[Settings, Callable[[], T]],
+        reference: Callable[[], Run],
+        runner: Callable[[T], Run],
+        since: Choice[T] | None = None,
+    ) -> Choice[T]:
+        """The first candidate (or an earlier choice), or a later one that is clearly better on the held samples.
+
+        Candidates that fail are passed over; when all do, the first error is raised.
+        """
+        best, reached = since, dict(since.reached) if since else {}
         failures: list[Exception] = []
-        for name, build in candidates.items():
+        for settings, build in candidates.items():
             gc.collect()  # quantizers leave models of their own behind
             try:
                 made = build()
-                reached[name] = round(self._decibels(reference(), runner(made), JUDGED if len(candidates) > 1 else 1), 2)
+                reached[settings] = round(self._decibels(reference(), runner(made), JUDGED if len(candidates) > 1 or since else 1), 2)
             except (StepError, RuntimeError) as error:
                 failures.append(error)
                 continue
-            if best is None or reached[name] >= reached[best[0]] + MARGIN_DB:
-                best = name, made
+            if best is None or reached[settings] >= reached[best.settings] + MARGIN_DB:
+                best = Choice(settings, made, {})
             del made
         if best is None:
             raise failures[0]
-        return Choice(*best, reached)
+        return Choice(best.settings, best.made, reached)
 
     def _decibels(self, reference: Run, candidate: Run, count: int) -> float:
         """SQNR of the candidate on the held samples, averaged over its real-valued outputs."""

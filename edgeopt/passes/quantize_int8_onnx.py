@@ -66,7 +66,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
         def runner(made: ModelProto) -> Any:
             return onnx_format.Onnx().runner(onnx_format.save(made, folder / "candidate.onnx"))
 
-        candidates = {f"{kind}, {method}": partial(build, kind, method) for kind in kinds for method in methods}
+        candidates = {(kind, method): partial(build, kind, method) for kind in kinds for method in methods}
         try:
             choice = calibration.choose(candidates, lambda: onnx_format.Onnx().runner(model.path), runner)
         except EdgeoptError:
@@ -86,8 +86,8 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     notes = {
         "engine": "onnxruntime",
         "flavour": flavour,
-        "chosen": choice.name,
-        "tried_db": choice.reached if len(candidates) > 1 else None,
+        "chosen": ", ".join(choice.settings),
+        "tried_db": choice.tried_db,
         "reduce_range": why,
         "quantized_layers": layers,
     }
@@ -220,9 +220,13 @@ def _free_outputs(graph: GraphProto) -> None:
 
 
 def quantized_layers(model: ModelProto) -> dict[str, int]:
-    """How many layers of each type read a quantized tensor."""
+    """How many layers of each type compute on quantized tensors, weights included where they have any."""
     made = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    found = Counter(node.op_type for node in model.graph.node if node.op_type != "QuantizeLinear" and node.input and node.input[0] in made)
+    found: Counter[str] = Counter()
+    for node in model.graph.node:
+        sources = node.input[: 2 if node.op_type in _WEIGHTED else 1]
+        if node.op_type != "QuantizeLinear" and sources and made.issuperset(sources):
+            found[node.op_type] += 1
     return dict(found)
 
 

@@ -30,6 +30,7 @@ BIAS_SAMPLES, BIAS_BYTES = 8, 250_000_000
 TRIAL_SAMPLES = 64
 # The CPU plugin wants the weights of these as plain constants.
 _RECURRENT = ("LSTMSequence", "GRUSequence", "RNNSequence", "LSTMCell", "GRUCell", "RNNCell", "TensorIterator")
+_WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 # What ONNX calls these, so that one `keep` serves both formats.
 _ONNX_NAMES = {
     "Convolution": "Conv",
@@ -42,14 +43,14 @@ _ONNX_NAMES = {
 
 def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     """The quantized model's file. Raises StepError when nothing in it could be quantized."""
-    nncf = _nncf()
     exact = openvino_format.load(model.path)
     if quantized_layers(exact):
         raise StepError("the model is quantized already", remedy="remove one of the two quantize-int8")
     types = ["plain", "transformer"] if options.model_type == "auto" else [options.model_type]
     methods = ["mean-minmax", "minmax"] if options.calibration == "auto" else [options.calibration]
-    choices = [(kind, method) for kind in types for method in methods]
-    calibration = Calibration(ctx, options.samples, judge=len(choices) > 1)
+    searches = len(types) * len(methods) > 1
+    calibration = Calibration(ctx, options.samples, judge=searches)
+    nncf = _nncf()
     attention, found = _has_attention(exact), {operation.get_type_name() for operation in operations(exact)}
     recurrent = sorted(found & set(_RECURRENT))
     ignored = nncf.IgnoredScope(names=onnx_format.matching(options.keep, kinds(exact)), types=recurrent)
@@ -57,7 +58,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
 
     def build(kind: str, method: str, samples: Calibration) -> openvino.Model:
         try:
-            with _bias_correction(bias_samples) as full:
+            with _without_torch(), _bias_correction(bias_samples) as full:
                 return nncf.quantize(
                     openvino_format.load(model.path),
                     nncf.Dataset(samples),
@@ -74,13 +75,14 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
                 remedy="leave quantize-int8 out",
             ) from error
 
-    few = calibration.first(TRIAL_SAMPLES) if len(choices) > 1 else calibration
-    candidates = {f"{kind}, {method}": partial(build, kind, method, few) for kind, method in choices}
+    few = calibration.first(TRIAL_SAMPLES) if searches else calibration
     runner = partial(openvino_format.runner_of, signature=model.signature)
-    choice = calibration.choose(candidates, lambda: runner(exact), runner)
-    best = choice.made
-    if few.count < calibration.count:
-        best = build(*choices[list(candidates).index(choice.name)], calibration)
+    judge = partial(calibration.choose, reference=lambda: runner(exact), runner=runner)
+    choice = judge({(types[0], method): partial(build, types[0], method, few) for method in methods})
+    method = choice.settings[1]
+    for kind in types[1:]:
+        choice = judge({(kind, method): partial(build, kind, method, few)}, since=choice)
+    best = choice.made if few.count == calibration.count else build(*choice.settings, calibration)
     layers = quantized_layers(best)
     if not layers:
         raise StepError(
@@ -88,8 +90,8 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
         )
     notes = {
         "engine": "nncf",
-        "chosen": choice.name,
-        "tried_db": choice.reached if len(choices) > 1 else None,
+        "chosen": ", ".join(choice.settings),
+        "tried_db": choice.tried_db,
         "bias_correction": f"full, {bias_samples} samples" if bias_samples else "fast",
         "reduce_range": options.reduced(ctx.target)[1],
         "kept_types": recurrent,
@@ -102,17 +104,26 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
 
 
 def _nncf() -> Any:
-    """NNCF without torch, which it imports where it can: 190 MB and 1.5 s that OpenVINO models have no use for."""
+    with _without_torch():
+        nncf = registry.need("nncf", "openvino")
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """NNCF imports torch where it can: 190 MB and 1.5 s that OpenVINO models have no use for.
+
+    The samples have been read once by now, so that code of the user that wants torch has it.
+    """
     hide = "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        nncf = registry.need("nncf", "openvino")
+        yield
     finally:
         if hide:
             del sys.modules["torch"]
-    nncf.set_log_level(logging.ERROR)
-    return nncf
 
 
 def _parameters(nncf: Any, options: QuantizeInt8, target: Mapping[str, Any], kind: str, method: str, attention: bool) -> dict[str, Any]:
@@ -170,14 +181,23 @@ def operations(model: openvino.Model) -> Iterator[Any]:
 
 
 def quantized_layers(model: openvino.Model) -> dict[str, int]:
-    """How many layers of each type read a quantized tensor."""
+    """How many layers of each type compute on quantized tensors, weights included where they have any."""
     found: dict[str, int] = {}
     for operation in operations(model):
         kind = operation.get_type_name()
-        sources = [operation.input_value(index).get_node().get_type_name() for index in range(operation.get_input_size())]
-        if kind != "FakeQuantize" and "FakeQuantize" in sources[:1]:
+        sources = [operation.input_value(index).get_node() for index in range(operation.get_input_size())]
+        if kind == "FakeQuantize" or not sources or sources[0].get_type_name() != "FakeQuantize":
+            continue
+        if kind not in _WEIGHTED or _quantized_weight(sources[1]):
             found[kind] = found.get(kind, 0) + 1
     return found
+
+
+def _quantized_weight(node: Any) -> bool:
+    """Whether a tensor comes from a FakeQuantize, or from a constant of 8 bits through what scales and shapes it."""
+    while node.get_type_name() in ("Multiply", "Subtract", "Convert", "Reshape", "Transpose"):
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "FakeQuantize" or node.get_output_element_type(0).get_type_name() in ("i8", "u8")
 
 
 def kinds(model: openvino.Model) -> dict[str, str]:
@@ -197,6 +217,6 @@ def _layer_input_bytes(model: openvino.Model, calibration: Calibration) -> int:
     sized = model.clone()
     feeds = next(iter(calibration))
     sized.reshape({port: list(feeds[next(name for name in port.get_names() if name in feeds)].shape) for port in sized.inputs})
-    layers = [one for one in sized.get_ordered_ops() if one.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")]
+    layers = [one for one in sized.get_ordered_ops() if one.get_type_name() in _WEIGHTED]
     shapes = [one.input(0).get_partial_shape() for one in layers]
     return sum(4 * prod(shape.to_shape()) for shape in shapes if shape.is_static)

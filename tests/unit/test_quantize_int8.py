@@ -1,0 +1,385 @@
+"""quantize-int8: both engines, both flavours, on models of every habit; samples streamed, layers kept, errors said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import onnx
+import pytest
+import small_onnx as small
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import StepError, UsageError
+from edgeopt.core.protocols import Context, Sample, Split, stack
+from edgeopt.formats import onnx as onnx_format
+from edgeopt.formats.onnx import Onnx, examples, load
+from edgeopt.formats.openvino import Openvino
+from edgeopt.formats.openvino import load as load_openvino
+from edgeopt.passes.activation_ranges import find_ranges
+from edgeopt.passes.calibration import Calibration
+from edgeopt.passes.convert_openvino import ConvertOpenvino
+from edgeopt.passes.import_onnx import ImportOnnx
+from edgeopt.passes.quantize_int8 import QuantizeInt8
+from edgeopt.passes.quantize_int8_onnx import flavour_of, quantized_layers, refuse_unsigned
+from edgeopt.passes.quantize_int8_openvino import kinds, operations
+
+X86 = {"backend": "onnxruntime", "arch": "x86_64", "int8": "u8s8"}
+TENSORRT = {"backend": "tensorrt", "arch": "sm89", "int8": "s8s8"}
+OPENVINO = {"backend": "openvino", "arch": "x86_64", "int8": "any"}
+
+
+def samples(signature, count, seed=0):
+    """Samples of every input, sizes of open axes changing from one to the next."""
+    for index in range(count):
+        feeds = examples(signature, seed + index, {signature.batch_symbol: 1}, other=6 + index % 3)
+        inputs = {}
+        for spec in signature.inputs:
+            axis = signature.batch_axis(spec)
+            inputs[spec.name] = feeds[spec.name] if axis is None else feeds[spec.name].take(0, axis)
+        yield Sample(inputs)
+
+
+def split(signature, count=40, seed=0, name="calibrate"):
+    return Split(name, lambda: samples(signature, count, seed), signature)
+
+
+def imported(folder, proto):
+    small.write(proto, folder)
+    files = folder / "imported" / "files"
+    files.mkdir(parents=True)
+    path = ImportOnnx(file="model.onnx").run(None, Context(files, base=folder))
+    return Artifact(folder / "imported", "onnx", path.name, "", "", 0, Onnx().signature(path))
+
+
+def in_openvino(folder, made):
+    files = folder / "converted" / "files"
+    files.mkdir(parents=True)
+    path = ConvertOpenvino().run(made, Context(files))
+    return Artifact(folder / "converted", "openvino", path.name, "", "", 0, Openvino().signature(path))
+
+
+def prepared(folder, proto, target):
+    made = imported(folder, proto)
+    return in_openvino(folder, made) if target["backend"] == "openvino" else made
+
+
+def quantize(folder, made, target, count=40, **options):
+    """The result's path and what the pass noted."""
+    notes = {}
+    result = folder / "result"
+    result.mkdir(exist_ok=True)
+    data = {"calibrate": split(made.signature, count)}
+    return QuantizeInt8(**options).run(made, Context(result, data=data, target=target, note=notes.__setitem__)), notes
+
+
+def decibels(made, path):
+    run = {"onnx": Onnx, "openvino": Openvino}[made.format]()
+    before, after = run.runner(made.path), run.runner(path)
+    signal = noise = 0.0
+    for sample in samples(made.signature, 20, seed=1000):
+        feeds = stack([sample], made.signature)
+        exact, rounded = before(feeds), after(feeds)
+        assert list(exact) == list(rounded)
+        for name, array in exact.items():
+            assert rounded[name].shape == array.shape and rounded[name].dtype == array.dtype
+            signal += float((array.astype(np.float64) ** 2).sum())
+            noise += float(((array.astype(np.float64) - rounded[name]) ** 2).sum())
+    return 10 * np.log10(signal / noise)
+
+
+def constant_cnn():
+    return small.cnn(constants=True)
+
+
+def old_cnn():
+    return small.cnn(opset=9)
+
+
+def fixed_cnn():
+    return small.cnn(batch=1, size=(8, 8))
+
+
+def batch_of_four():
+    return small.mlp(batch=4)
+
+
+def gru():
+    return small.recurrent("GRU")
+
+
+def unnamed():
+    return small.mlp(unnamed=True)
+
+
+def one_layer():
+    nodes = [small.constant("w", 8, 4), helper.make_node("MatMul", ["x", "w"], ["y"])]
+    return small.model(nodes, [small.value("x", ["N", 8])], [small.value("y", ["N", 4])])
+
+
+def shared_weight():
+    """A branch of an If reads the weight of an outer layer, and that layer's output."""
+    then = helper.make_graph([helper.make_node("MatMul", ["h", "w"], ["to"])], "then", [], [small.value("to", ["N", 8])])
+    other = helper.make_graph([helper.make_node("Identity", ["h"], ["eo"])], "else", [], [small.value("eo", ["N", 8])])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("If", ["flag"], ["y"], then_branch=then, else_branch=other)]
+    inputs = [small.value("x", ["N", 8]), small.value("flag", [], small.BOOL)]
+    return small.model(nodes, inputs, [small.value("y", ["N", 8])], [small.weight("w", 8, 8)])
+
+
+def input_as_output():
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Identity", ["x"], ["same"])]
+    outputs = [small.value("y", ["N", 4]), small.value("same", ["N", 8])]
+    return small.model(nodes, [small.value("x", ["N", 8])], outputs, [small.weight("w", 8, 4)])
+
+
+MODELS = [
+    small.mlp, small.cnn, small.branches, small.loop, small.recurrent, gru, small.embedding, small.attention, constant_cnn,
+    old_cnn, fixed_cnn, batch_of_four, unnamed, one_layer, shared_weight, input_as_output,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [X86, TENSORRT, OPENVINO], ids=lambda target: target["backend"])
+@pytest.mark.parametrize("make", MODELS)
+def test_models_keep_their_signature_and_most_of_their_function(tmp_path, make, target):
+    made = prepared(tmp_path, make(), target)
+    path, notes = quantize(tmp_path, made, target)
+    assert {"onnx": Onnx, "openvino": Openvino}[made.format]().signature(path) == made.signature
+    assert notes["quantized_layers"]
+    assert decibels(made, path) > (10 if make is small.embedding else 15)
+    if target is TENSORRT:
+        refuse_unsigned(load(path))
+        assert notes["flavour"] == "s8s8"
+
+
+def test_only_cpus_that_are_known_to_read_it_right_get_u8():
+    assert flavour_of(X86) == "u8s8"
+    assert flavour_of({**X86, "int8": "any"}) == "u8s8"
+    assert flavour_of({**X86, "int8": "any", "arch": "aarch64"}) == "s8s8"
+    assert flavour_of({**X86, "int8": "s8s8"}) == "s8s8"
+    for asked in ("any", "u8s8", "s8s8"):
+        assert flavour_of({"backend": "tensorrt", "arch": "x86_64", "int8": asked}) == "s8s8"
+        assert flavour_of({"backend": "somebody-elses", "arch": "x86_64", "int8": asked}) == "s8s8"
+
+
+def test_the_tensorrt_form_is_symmetric_and_keeps_biases_in_float(tmp_path):
+    made = imported(tmp_path, small.cnn())
+    path, _ = quantize(tmp_path, made, TENSORRT)
+    kinds = {TensorProto.DataType.Name(tensor.data_type) for tensor in load(path).graph.initializer}
+    assert "INT8" in kinds and not kinds & {"UINT8", "INT32"}
+    (tmp_path / "x86").mkdir()
+    unsigned, _ = quantize(tmp_path / "x86", made, X86)
+    with pytest.raises(StepError, match="not symmetric S8"):
+        refuse_unsigned(load(unsigned))
+
+
+@pytest.mark.parametrize("make", [small.cnn, small.attention, one_layer])
+def test_the_tensorrt_form_parses(tmp_path, make):
+    tensorrt = pytest.importorskip("tensorrt_rtx")
+    path, _ = quantize(tmp_path, imported(tmp_path, make()), TENSORRT)
+    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+    builder = tensorrt.Builder(logger)
+    network = builder.create_network(0)
+    parser = tensorrt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(path)), [parser.get_error(index).desc() for index in range(parser.num_errors)]
+
+
+@pytest.mark.parametrize("target", [X86, OPENVINO], ids=lambda target: target["backend"])
+def test_layers_under_keep_stay_float(tmp_path, target):
+    made = prepared(tmp_path, small.cnn(), target)
+    path, notes = quantize(tmp_path, made, target, keep=["Conv"])
+    assert not {"Conv", "Convolution", "GroupConvolution"} & set(notes["quantized_layers"])
+    (tmp_path / "all").mkdir()
+    with pytest.raises(StepError, match="nothing was quantized"):
+        quantize(tmp_path / "all", made, target, keep=["*"])
+    with pytest.raises(UsageError, match="'conv9'"):
+        quantize(tmp_path / "all", made, target, keep=["conv9"])
+    assert path.exists()
+
+
+def test_names_of_onnx_layers_are_found_in_openvino(tmp_path):
+    made = in_openvino(tmp_path, imported(tmp_path, small.cnn()))
+    assert set(kinds(load_openvino(made.path)).values()) >= {"Conv", "Add", "MatMul"}
+
+
+@pytest.mark.parametrize("target", [X86, OPENVINO], ids=lambda target: target["backend"])
+def test_too_few_samples_are_refused_and_few_are_warned_of(tmp_path, target):
+    made = prepared(tmp_path, small.mlp(), target)
+    with pytest.raises(UsageError, match="at least 8 calibration samples, and there are 7"):
+        quantize(tmp_path, made, target, count=7)
+    _, notes = quantize(tmp_path, made, target, count=8, calibration="minmax", model_type="plain")
+    assert notes["calibration_samples"] == 8 and "only 8" in notes["warning"]
+    _, notes = quantize(tmp_path, made, target, count=80, samples=64)
+    assert notes["calibration_samples"] == 64 and "warning" not in notes
+
+
+@pytest.mark.parametrize("method", ["minmax", "mean-minmax", "percentile", "entropy", "histogram"])
+@pytest.mark.parametrize("target", [X86, OPENVINO], ids=lambda target: target["backend"])
+def test_each_engine_offers_what_it_has(tmp_path, target, method):
+    made = prepared(tmp_path, small.cnn(), target)
+    if method == ("entropy" if target is OPENVINO else "histogram"):
+        with pytest.raises(UsageError, match=f"'{method}' is not offered for {made.format} models"):
+            quantize(tmp_path, made, target, calibration=method)
+        return
+    path, notes = quantize(tmp_path, made, target, calibration=method, model_type="plain")
+    assert notes["chosen"] == f"plain, {method}"
+    assert decibels(made, path) > 10
+
+
+@pytest.mark.parametrize("target", [X86, OPENVINO], ids=lambda target: target["backend"])
+def test_a_model_without_layers_to_quantize_and_a_quantized_one(tmp_path, target):
+    relu = small.model([helper.make_node("Relu", ["x"], ["y"])], [small.value("x", ["N", 4])], [small.value("y", ["N", 4])])
+    with pytest.raises(StepError, match="nothing was quantized"):
+        quantize(tmp_path, prepared(tmp_path, relu, target), target)
+    (tmp_path / "twice").mkdir()
+    made = prepared(tmp_path / "twice", small.mlp(), target)
+    path, _ = quantize(tmp_path / "twice", made, target)
+    path.parent.rename(tmp_path / "files")
+    again = Artifact(tmp_path, made.format, path.name, "", "", 0, made.signature)
+    with pytest.raises(StepError, match="quantized already"):
+        quantize(tmp_path, again, target)
+
+
+def test_one_scale_for_all_channels_and_seven_bits(tmp_path):
+    made = imported(tmp_path, small.cnn())
+    path, _ = quantize(tmp_path, made, X86, per_channel=False, reduce_range=True)
+    weights = [numpy_helper.to_array(tensor) for tensor in load(path).graph.initializer if tensor.data_type == TensorProto.INT8]
+    large = [array for array in weights if array.ndim > 1]
+    assert large and all(np.abs(array.astype(int)).max() <= 64 for array in large)
+    assert not any("axis" in [attribute.name for attribute in node.attribute] for node in load(path).graph.node if "Linear" in node.op_type)
+
+
+def test_matrix_products_give_their_output_unrounded(tmp_path):
+    path, _ = quantize(tmp_path, imported(tmp_path, small.mlp()), X86)
+    assert {name: node.op_type for node in load(path).graph.node for name in node.output}["y"] == "Gemm"
+
+
+def calibration(signature, count=40, data=None, **options):
+    data = data or {"calibrate": split(signature, count)}
+    return Calibration(Context(None, data=data), **{"samples": 300, "judge": False, **options})
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+def test_streamed_ranges_are_those_of_all_samples_at_once(tmp_path, method):
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    made = imported(tmp_path, fixed_cnn())
+    types = ["Conv", "Gemm", "Add", "Relu"]
+    streamed = find_ranges(made.path, types, calibration(made.signature), [method], tmp_path)[method]
+
+    class All:
+        feeds = iter([stack([sample], made.signature) for sample in samples(made.signature, 40)])
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    kind = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy, "percentile": CalibrationMethod.Percentile}[method]
+    whole = create_calibrator(made.path, types, str(tmp_path / "whole.onnx"), kind, extra_options={"symmetric": False})
+    whole.collect_data(All())
+    expected = {name: one.range_value for name, one in whole.compute_data().data.items()}
+    assert set(streamed) == set(expected)
+    for name, (low, high) in expected.items():
+        np.testing.assert_allclose([streamed[name][0], streamed[name][1]], [low, high], rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", [X86, OPENVINO], ids=lambda target: target["backend"])
+@pytest.mark.parametrize("method", ["auto", "percentile"])
+def test_samples_are_not_collected(tmp_path, target, method):
+    made = prepared(tmp_path, fixed_cnn(), target)
+    alive, most = weakref.WeakSet(), 0
+
+    class Counted(np.ndarray):
+        __hash__ = object.__hash__
+        __eq__ = object.__eq__
+
+    def counted():
+        nonlocal most
+        for sample in samples(made.signature, 100):
+            array = sample.inputs["x"].view(Counted)
+            alive.add(array)
+            most = max(most, len(alive))
+            yield Sample({"x": array})
+            del array, sample
+
+    data = {"calibrate": Split("calibrate", counted, made.signature)}
+    (tmp_path / "out").mkdir()
+    QuantizeInt8(calibration=method).run(made, Context(tmp_path / "out", data=data, target=target))
+    assert most < 8
+
+
+def test_what_judges_never_sets_ranges(tmp_path):
+    signature = imported(tmp_path, small.mlp()).signature
+    firsts = [sample.inputs["x"][0] for sample in samples(signature, 100)]
+
+    def seen(feeds):
+        return [one["x"][0, 0] for one in feeds]
+
+    held_back = calibration(signature, 50, judge=True)
+    assert seen(held_back) == firsts[:40] and seen(held_back.held()) == firsts[40:50]
+    plenty = calibration(signature, 100, judge=True, samples=30)
+    assert seen(plenty) == firsts[:30] and seen(plenty.held())[0] == firsts[30]
+    tune = {"calibrate": split(signature, 40), "tune": split(signature, 20, seed=500, name="tune")}
+    tuned = calibration(signature, data=tune, judge=True)
+    assert seen(tuned) == firsts[:40]
+    assert seen(tuned.held()) == [sample.inputs["x"][0] for sample in samples(signature, 20, seed=500)]
+
+
+def test_a_batch_that_is_fixed_is_filled(tmp_path):
+    made = imported(tmp_path, batch_of_four())
+    batches = list(calibration(made.signature, 41))
+    assert [batch["x"].shape for batch in batches] == [(4, 8)] * 11
+
+
+def test_progress_is_told(tmp_path):
+    made = imported(tmp_path, small.mlp())
+    told = []
+    context = Context(tmp_path / "r", data={"calibrate": split(made.signature)}, target=X86, progress=lambda *step: told.append(step))
+    context.folder.mkdir()
+    QuantizeInt8().run(made, context)
+    assert told[-1][:2] == (32, 32)
+
+
+def test_a_model_that_makes_nan_is_a_failed_step(tmp_path):
+    nodes = [helper.make_node("Log", ["x"], ["l"]), helper.make_node("MatMul", ["l", "w"], ["y"])]
+    proto = small.model(nodes, [small.value("x", ["N", 8])], [small.value("y", ["N", 4])], [small.weight("w", 8, 4)])
+    with pytest.raises(StepError, match="NaN or infinite"):
+        quantize(tmp_path, imported(tmp_path, proto), X86)
+
+
+def test_weights_of_bodies_stay_float(tmp_path):
+    path, _ = quantize(tmp_path, imported(tmp_path, small.loop()), X86)
+    proto = load(path)
+    body = next(node for node in proto.graph.node if node.op_type == "Loop")
+    assert onnx_format.bodies(body)[0].initializer[0].data_type == TensorProto.FLOAT
+    assert quantized_layers(proto) == {"MatMul": 1}
+    onnx.checker.check_model(proto)
+
+
+def test_recurrent_layers_stay_float_in_openvino(tmp_path):
+    made = in_openvino(tmp_path, imported(tmp_path, gru()))
+    path, notes = quantize(tmp_path, made, OPENVINO)
+    assert notes["kept_types"] == ["GRUSequence"]
+    layer = next(operation for operation in operations(load_openvino(path)) if operation.get_type_name() == "GRUSequence")
+    assert "FakeQuantize" not in [layer.input_value(index).get_node().get_type_name() for index in range(layer.get_input_size())]
+
+
+def test_nncf_comes_without_torch_and_torch_can_come_later(tmp_path):
+    in_openvino(tmp_path, imported(tmp_path, small.mlp()))
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(small.__file__.rpartition("/")[0])!r})
+import test_quantize_int8 as own
+folder = Path({str(tmp_path)!r})
+model = folder / "converted/files/model.xml"
+made = own.Artifact(folder / "converted", "openvino", model.name, "", "", 0, own.Openvino().signature(model))
+own.quantize(folder, made, own.OPENVINO)
+print("torch" in sys.modules)
+import torch
+print(torch.ones(2).sum().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["False", "2.0"]
