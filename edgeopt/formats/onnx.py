@@ -65,6 +65,7 @@ def save(model: ModelProto, path: Path) -> Path:
     onnx = registry.need("onnx", "all")
     if model.ByteSize() > LARGEST_FILE:
         onnx.save_model(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=1024)
+        onnx.load_external_data_for_model(model, str(path.parent))  # saving took the weights out of the model
     else:
         onnx.save_model(model, path)
     return path

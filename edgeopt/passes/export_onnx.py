@@ -155,7 +155,7 @@ def _fixed_axes(proto: ModelProto, signature: Signature) -> str:
 def _disagrees(proto: ModelProto, module: nn.Module, signature: Signature, given: Sequence[Tensor], outputs: Sequence[str] | None) -> str:
     """How the exported model's outputs differ from the module's, at the example's sizes and at others."""
     with tempfile.TemporaryDirectory() as folder:
-        runner = onnx_format.Onnx().runner(onnx_format.save(copy.deepcopy(proto), Path(folder) / onnx_format.MAIN))
+        runner = onnx_format.Onnx().runner(onnx_format.save(proto, Path(folder) / onnx_format.MAIN))
     for sizes in _other_sizes(signature, given):
         for seed in range(3):
             feeds = onnx_format.examples(signature, seed, sizes)

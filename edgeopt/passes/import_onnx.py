@@ -199,7 +199,7 @@ def infer(model: ModelProto, name: str, ctx: Context) -> ModelProto:
             if not onnx_format.foreign_domains(model) and _runner(model) is None:
                 raise UsageError(f"{name} is no valid ONNX model: {_line(error)}", remedy="export the model again") from None
             ctx.note("shapes", f"not all could be inferred: {_line(error)}")
-            model = onnx.shape_inference.infer_shapes(model)
+            model = _inferred_leniently(model)
     if not _ranked(model):
         _rank_by_running(model, name)
     onnx_format.name_axes(model, onnx_format.signature_of(model))
@@ -209,6 +209,15 @@ def infer(model: ModelProto, name: str, ctx: Context) -> ModelProto:
         except onnx.checker.ValidationError as error:
             raise UsageError(f"{name} is no valid ONNX model: {_line(error)}", remedy="export the model again") from None
     return model
+
+
+def _inferred_leniently(model: ModelProto) -> ModelProto:
+    import onnx
+
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except onnx.shape_inference.InferenceError:
+        return model
 
 
 def _ranked(model: ModelProto) -> bool:

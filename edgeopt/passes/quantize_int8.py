@@ -12,7 +12,7 @@ from edgeopt.core import machine
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import UsageError
 from edgeopt.core.protocols import Context, Pass
-from edgeopt.passes.calibration import FEWEST
+from edgeopt.passes.quantize_int8_samples import FEWEST
 
 Range = Literal["auto", "minmax", "mean-minmax", "percentile", "entropy", "histogram"]
 

@@ -17,14 +17,14 @@ from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import EdgeoptError, StepError
 from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
-from edgeopt.passes.activation_ranges import find_ranges
-from edgeopt.passes.calibration import Calibration
+from edgeopt.passes.quantize_int8_ranges import find_ranges
+from edgeopt.passes.quantize_int8_samples import Calibration
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-    from edgeopt.passes.activation_ranges import Ranges
     from edgeopt.passes.quantize_int8 import QuantizeInt8
+    from edgeopt.passes.quantize_int8_ranges import Ranges
 
 # Runtimes on CPUs that read U8 activations right; anything else gets symmetric S8, which everybody does.
 _CPU_BACKENDS = ("onnxruntime", "openvino", "null")
@@ -53,7 +53,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         folder = Path(scratch)
         try:
-            prepared = _prepare(proto, folder, model, ctx)
+            prepared = _prepare(proto, folder, model, kept, ctx)
             ranges = find_ranges(prepared, sets[kinds[0]], calibration, methods, folder)
         except EdgeoptError:
             raise
@@ -61,7 +61,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
             raise _failed(error) from error
 
         def build(kind: str, method: str) -> ModelProto:
-            return _quantized(prepared, ranges[method], sets[kind], kept, options, flavour, reduce)
+            return _quantized(prepared, ranges[method], sets[kind], kept, options, flavour, reduce, ctx.target.get("backend", ""))
 
         def runner(made: ModelProto) -> Any:
             return onnx_format.Onnx().runner(onnx_format.save(made, folder / "candidate.onnx"))
@@ -131,7 +131,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _prepare(proto: ModelProto, folder: Path, model: Artifact, ctx: Context) -> Path:
+def _prepare(proto: ModelProto, folder: Path, model: Artifact, kept: list[str], ctx: Context) -> Path:
     """The model with constants as initializers, normalizations folded and all shapes inferred, as far as that goes."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -142,13 +142,34 @@ def _prepare(proto: ModelProto, folder: Path, model: Artifact, ctx: Context) -> 
         try:
             # Symbolic inference would name more axes, of which nothing here has need, and imports torch for it.
             quant_pre_process(str(source), str(target), skip_optimization=skip_optimization, skip_symbolic_shape=True)
-            onnx_format.Onnx().runner(target)
-            if onnx_format.Onnx().signature(target) == model.signature:
+            made = onnx_format.load(target)
+            if onnx_format.signature_of(made) == model.signature and {node.name for node in made.graph.node}.issuperset(kept):
+                flatten_biases(made.graph)
+                onnx_format.save(made, target)
+                onnx_format.Onnx().runner(target)
                 return target
         except Exception:  # noqa: BLE001  (inference and optimizer fail on some models, in their own ways)
             continue
     ctx.note("warning", "the model could not be prepared for quantization: layers without known shapes stay float")
-    return source
+    flatten_biases(proto.graph)
+    return onnx_format.save(proto, source)
+
+
+def flatten_biases(graph: GraphProto) -> None:
+    """Give each Gemm a bias of one number per output: ONNX allows other shapes that broadcast, the quantizer does not."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Gemm" or len(node.input) < 3 or node.input[1] not in stored or node.input[2] not in stored:
+            continue
+        bias, transposed = stored[node.input[2]], any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        wanted = stored[node.input[1]].dims[0 if transposed else 1]
+        values = numpy_helper.to_array(bias)
+        if values.shape != (wanted,) and values.size in (1, wanted) and (values.ndim < 2 or values.shape[0] == 1):
+            node.input[2] = f"{bias.name}_flat_{node.name}"
+            graph.initializer.append(numpy_helper.from_array(np.broadcast_to(values.reshape(-1), (wanted,)).copy(), node.input[2]))
 
 
 def lift_constants(graph: GraphProto) -> None:
@@ -164,7 +185,7 @@ def lift_constants(graph: GraphProto) -> None:
 
 
 def _quantized(
-    prepared: Path, ranges: Ranges, types: tuple[str, ...], kept: list[str], options: QuantizeInt8, flavour: str, reduce: bool
+    prepared: Path, ranges: Ranges, types: tuple[str, ...], kept: list[str], options: QuantizeInt8, flavour: str, reduce: bool, backend: str
 ) -> ModelProto:
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
@@ -189,7 +210,8 @@ def _quantized(
     quantizer.quantize_model()
     made: ModelProto = quantizer.model.model
     _restore_captured(made, original)
-    _free_outputs(made.graph)
+    if not symmetric or backend not in _CPU_BACKENDS:
+        _free_outputs(made.graph)
     onnx_format.sort_nodes(made.graph)
     onnx_format.name_nodes(made)
     return made
@@ -203,7 +225,10 @@ def _restore_captured(made: ModelProto, original: ModelProto) -> None:
 
 
 def _free_outputs(graph: GraphProto) -> None:
-    """Take the Q/DQ pair off outputs that a matrix product makes: its kernels give float as fast, and exactly."""
+    """Take the Q/DQ pair off outputs that a matrix product makes: its kernels give float as fast, and exactly.
+
+    Not for onnxruntime with float biases: there only a rounded output is fused.
+    """
     outputs = {value.name for value in graph.output}
     makers = {name: node for node in graph.node for name in node.output}
     readers = Counter(name for node in graph.node for name in onnx_format.reads(node))

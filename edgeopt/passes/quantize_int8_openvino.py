@@ -17,7 +17,7 @@ from edgeopt.core.errors import EdgeoptError, StepError
 from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import openvino as openvino_format
-from edgeopt.passes.calibration import Calibration
+from edgeopt.passes.quantize_int8_samples import Calibration
 
 if TYPE_CHECKING:
     import openvino

@@ -19,13 +19,13 @@ from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats.onnx import Onnx, examples, load
 from edgeopt.formats.openvino import Openvino
 from edgeopt.formats.openvino import load as load_openvino
-from edgeopt.passes.activation_ranges import find_ranges
-from edgeopt.passes.calibration import Calibration
 from edgeopt.passes.convert_openvino import ConvertOpenvino
 from edgeopt.passes.import_onnx import ImportOnnx
 from edgeopt.passes.quantize_int8 import QuantizeInt8
 from edgeopt.passes.quantize_int8_onnx import flavour_of, quantized_layers, refuse_unsigned
 from edgeopt.passes.quantize_int8_openvino import kinds, operations
+from edgeopt.passes.quantize_int8_ranges import find_ranges
+from edgeopt.passes.quantize_int8_samples import Calibration
 
 X86 = {"backend": "onnxruntime", "arch": "x86_64", "int8": "u8s8"}
 TENSORRT = {"backend": "tensorrt", "arch": "sm89", "int8": "s8s8"}

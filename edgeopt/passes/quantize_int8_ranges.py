@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.core.errors import StepError
-from edgeopt.passes.calibration import Calibration
+from edgeopt.passes.quantize_int8_samples import Calibration
 
 if TYPE_CHECKING:
     import numpy as np
