@@ -90,7 +90,7 @@ class Bench:
         self.plan: Plan = edgeopt.plan(load(folder / "recipe.yaml"))
         rng = np.random.default_rng(0)
         samples = [Sample({"x": rng.normal(size=WIDTH).astype(np.float32)}) for _ in range(8)]
-        survey.save_samples(folder / "samples.npz", samples)
+        self.samples = samples
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.results.is_file():
@@ -135,7 +135,7 @@ class Bench:
         measuring = Measuring(precision_percent=0.1 if seconds < 1 else 0.5, budget_s=seconds)
         plan = self.plan.model_copy(update={"reference": next(iter(artifacts)), "seed": seed, "measure": measuring})
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-            timed = timing.time(plan, self.target(backend), artifacts, self.folder, Path(scratch), lambda *_: None)
+            timed = timing.time(plan, self.target(backend), artifacts, self.samples, self.folder, Path(scratch), lambda *_: None)
         for error in timed.errors.values():
             raise error
         return timed

@@ -12,9 +12,6 @@ from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import MissingError, StepError
 from edgeopt.core.protocols import Backend, Context
 
-# Without one of these, OpenVINO converts to f32 and back around every layer, if it takes bf16 at all.
-BF16_FLAGS = ("avx512_bf16", "amx_bf16")
-
 
 class Openvino(Backend):
     """OpenVINO's CPU plugin: takes its own format or ONNX, and compiles for the CPU each time it is opened.
@@ -32,8 +29,8 @@ class Openvino(Backend):
         return "" if spec and spec.origin else "openvino is not installed: pip install 'edgeopt[openvino]'"
 
     def refuses(self, execution: Mapping[str, str]) -> str:
-        if execution.get("float") == "bf16" and not set(BF16_FLAGS).intersection(machine.fingerprint()["isa"]):
-            return f"this CPU has neither {' nor '.join(BF16_FLAGS)}: leave execute-bf16 out, or measure on a CPU that has one"
+        if execution.get("float") == "bf16" and not set(machine.BF16_FLAGS).intersection(machine.fingerprint()["isa"]):
+            return f"this CPU has neither {' nor '.join(machine.BF16_FLAGS)}: leave execute-bf16 out, or measure on a CPU that has one"
         return super().refuses(execution)
 
     def compile(self, model: Artifact, ctx: Context) -> Path:

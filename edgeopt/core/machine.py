@@ -12,6 +12,9 @@ from edgeopt.core import digest
 
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 
+# Without one of these a CPU computes bfloat16 slower than f32, if at all.
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+
 
 def _text(path: str) -> str:
     try:

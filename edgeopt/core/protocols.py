@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -94,14 +94,27 @@ def stack(samples: list[Sample], signature: Signature) -> Feeds:
     return feeds
 
 
+class Candidate(NamedTuple):
+    """A model that a search wants timed: its main file, in a folder `files` with nothing else but what belongs to it."""
+
+    path: Path
+    execution: str = "f32"
+
+
 @dataclass(frozen=True)
 class Context:
     """All that a pass may see: what it declared, and nothing else.
 
     `folder` is empty and takes the result; names of user files are relative to `base`, the recipe's
-    folder; `data` maps split names to Splits; `target` holds the declared target fields; `reference` is
-    the reference variant before its compile (with `uses=("reference",)`); `note` adds to the artifact's
-    history; `progress(done, total, text)` reports.
+    folder; `data` maps split names to Splits; `target` holds the declared target fields; `note` adds to the
+    artifact's history; `execute` says how the float rest of the result executes (`f32`, `bf16`);
+    `progress(done, total, text)` reports.
+
+    Doors that a pass opens by naming them under `uses`:
+    reference   the reference variant before its compile
+    score       `scores`, the recipe's by label, ready to judge, and `sqnr` in any case
+    measure     `measure(candidates, seconds)` times models on the target side by side in at most so many seconds and
+                returns milliseconds per inference by name; None where this machine cannot run the target
     """
 
     folder: Path
@@ -110,6 +123,9 @@ class Context:
     target: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     reference: Artifact | None = None
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    measure: Callable[[Mapping[str, Candidate], float], dict[str, float]] | None = None
+    execute: Callable[[str], None] = lambda precision: None
     note: Callable[[str, Any], None] = lambda name, value: None
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
 
@@ -123,7 +139,7 @@ class Pass(Options):
     extra               the extra of edgeopt that installs them
     data                splits it sees; "name?" where it can do without
     target_fields       fields of the target it sees; none: one result serves all targets
-    uses                doors of the context: reference
+    uses                doors of the context: reference, score, measure
     changes_signature   its result may have other inputs or outputs
     changes_function    its result is not expected to reproduce the outputs (pruning, training)
     tolerance_db        a step that must keep the function fails when outputs agree worse than this SQNR

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from functools import cache
 from importlib import metadata
@@ -18,6 +19,7 @@ from edgeopt.core import digest
 from edgeopt.core.errors import MissingError, UsageError, did_you_mean
 
 ROOMS = ("passes", "backends", "datasets", "scores", "formats")
+_IMPORT = re.compile(r"^\s*from edgeopt\.(\w+)((?:\.\w+)?) import (\([^)]*\)|[^\n#]+)", re.MULTILINE)
 _NOUN = {"passes": "pass", "backends": "backend", "datasets": "dataset", "scores": "score", "formats": "format"}
 
 
@@ -44,14 +46,32 @@ def load(room: str, name: str) -> Any:
 
 def source_digest(cls: type) -> str:
     """A digest of the code behind a plug, part of every key it makes: its file, those beside it whose
-    names begin with its name, and what the runner holds under that name."""
+    names begin with its name, and what these import out of edgeopt's plug rooms and runner."""
     spec = importlib.util.find_spec(cls.__module__)
     if not spec or not spec.origin:
         return cls.__module__
     path = Path(spec.origin)
-    folders = (path.parent, Path(__file__).parent.parent / "runner")
-    files = {path, *(found for folder in folders for found in folder.glob(f"{path.stem}_*.py"))}
-    return digest.of_value({file.name: digest.of_file(file) for file in sorted(files)})
+    files = {path, *path.parent.glob(f"{path.stem}_*.py")}
+    waiting = list(files)
+    while waiting:
+        found = _imported(waiting.pop()) - files
+        files |= found
+        waiting += found
+    return digest.of_value({f"{file.parent.name}/{file.name}": digest.of_file(file) for file in sorted(files)})
+
+
+@cache
+def _imported(file: Path) -> frozenset[Path]:
+    """The modules of edgeopt's plug rooms and runner that a file imports, read off its text."""
+    home = Path(__file__).parent.parent
+    found = set()
+    for room, module, names in _IMPORT.findall(file.read_text(encoding="utf-8")):
+        if room not in (*ROOMS, "runner"):
+            continue
+        folder = home / room
+        wanted = [module.lstrip(".")] if module else [name.split()[0] for name in names.strip("() \n").split(",") if name.strip()]
+        found |= {path for name in wanted if (path := folder / f"{name}.py").is_file()}
+    return frozenset(found)
 
 
 def need(module: str, extra: str) -> Any:

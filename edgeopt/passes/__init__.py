@@ -10,6 +10,7 @@ TABLE = (
     "cast-fp16",
     "execute-bf16",
     "quantize-int8",
+    "mixed-precision",
     "prune-channels",
     "fine-tune",
 )

@@ -49,12 +49,7 @@ class QuantizeInt8(
     )
 
     def run(self, model: Artifact, ctx: Context) -> Path:
-        offered = ("auto", "minmax", "mean-minmax", "percentile", "entropy" if model.format == "onnx" else "histogram")
-        if self.calibration not in offered:
-            raise UsageError(
-                f"quantize-int8: '{self.calibration}' is not offered for {model.format} models, which this target gets",
-                remedy=f"choose one of {', '.join(offered)}, or give each target a variant of its own",
-            )
+        self.check_range(model.format)
         if model.format == "onnx":
             from edgeopt.passes import quantize_int8_onnx
 
@@ -62,6 +57,20 @@ class QuantizeInt8(
         from edgeopt.passes import quantize_int8_openvino
 
         return quantize_int8_openvino.quantize(model, self, ctx)
+
+    def check_range(self, format: str) -> None:
+        """Raises UsageError when the engine of a format does not offer the range asked for."""
+        offered = ("auto", "minmax", "mean-minmax", "percentile", "entropy" if format == "onnx" else "histogram")
+        if self.calibration not in offered:
+            raise UsageError(
+                f"calibration '{self.calibration}' is not offered for {format} models, which this target gets",
+                remedy=f"choose one of {', '.join(offered)}, or give each target a variant of its own",
+            )
+
+    @property
+    def searches(self) -> bool:
+        """Whether something is chosen by looking at samples that set no range."""
+        return "auto" in (self.calibration, self.model_type)
 
     def reduced(self, target: Mapping[str, Any]) -> tuple[bool, str]:
         """Whether weights lose a bit, and why: x86 without VNNI adds up products of U8 and S8 in 16 bits."""

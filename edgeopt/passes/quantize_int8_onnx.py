@@ -7,7 +7,7 @@ import io
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,80 +21,133 @@ from edgeopt.passes.quantize_int8_ranges import find_ranges
 from edgeopt.passes.quantize_int8_samples import Calibration
 
 if TYPE_CHECKING:
+    import numpy as np
     from onnx import GraphProto, ModelProto
 
     from edgeopt.passes.quantize_int8 import QuantizeInt8
-    from edgeopt.passes.quantize_int8_ranges import Ranges
+
+    Feeds = dict[str, np.ndarray[Any, Any]]
 
 # Runtimes on CPUs that read U8 activations right; anything else gets symmetric S8, which everybody does.
 _CPU_BACKENDS = ("onnxruntime", "openvino", "null")
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What stands between layers with weights and computes on quantized numbers too.
 _BETWEEN = (
     *("Add", "Mul", "Concat", "Clip", "Relu", "LeakyRelu", "Sigmoid", "GlobalAveragePool", "AveragePool", "MaxPool"),
     *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Resize", "Pad", "Split", "Slice"),
 )
+_TYPES = {"plain": (*WEIGHTED, *_BETWEEN), "transformer": WEIGHTED}
 _PER_CHANNEL_OPSET, _LEAST_OPSET = 13, 10
 
 
 def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     """The quantized model's file. Raises StepError when nothing in it could be quantized."""
-    registry.need("onnxruntime.quantization", "onnxruntime")
-    flavour = flavour_of(ctx.target)
-    proto = onnx_format.load(model.path)
-    kept = onnx_format.matching(options.keep, {node.name: node.op_type for node in proto.graph.node})
-    _refuse(proto)
-    attention = _has_attention(proto)
-    sets = {"plain": (*_WEIGHTED, *_BETWEEN), "transformer": _WEIGHTED}
-    kinds = [options.model_type] if options.model_type != "auto" else ["plain", "transformer"] if attention else ["plain"]
-    methods: list[str] = [options.calibration] if options.calibration != "auto" else ["minmax", "mean-minmax"]
-    calibration = Calibration(ctx, options.samples, judge=len(kinds) * len(methods) > 1)
-    reduce, why = options.reduced(ctx.target) if flavour == "u8s8" else (False, "")
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
-        folder = Path(scratch)
-        try:
-            prepared = _prepare(proto, folder, model, kept, ctx)
-            ranges = find_ranges(prepared, sets[kinds[0]], calibration, methods, folder)
-        except EdgeoptError:
-            raise
-        except Exception as error:
-            raise _failed(error) from error
-
-        def build(kind: str, method: str) -> ModelProto:
-            return _quantized(prepared, ranges[method], sets[kind], kept, options, flavour, reduce, ctx.target.get("backend", ""))
-
-        def runner(made: ModelProto) -> Any:
-            return onnx_format.Onnx().runner(onnx_format.save(made, folder / "candidate.onnx"))
-
-        candidates = {(kind, method): partial(build, kind, method) for kind in kinds for method in methods}
-        try:
-            choice = calibration.choose(candidates, lambda: onnx_format.Onnx().runner(model.path), runner)
-        except EdgeoptError:
-            raise
-        except Exception as error:
-            raise _failed(error) from error
-    best = choice.made
-    layers = quantized_layers(best)
-    if not layers:
+    with Quantizer(model, options, ctx, Calibration(ctx, options.samples, judge=options.searches)) as quantizer:
+        best = quantizer.build()
+    if not quantized_layers(best):
         raise StepError(
             "nothing was quantized: the model has no layer that onnxruntime quantizes, or all are kept", remedy="leave quantize-int8 out"
         )
-    if flavour == "s8s8":
-        refuse_unsigned(best)
-    path = onnx_format.save(best, ctx.folder / onnx_format.MAIN)
+    ctx.note("quantized_layers", quantized_layers(best))
+    return save(best, ctx)
+
+
+def save(made: ModelProto, ctx: Context) -> Path:
+    """Write a quantized model that its target reads right, or raise StepError."""
+    if flavour_of(ctx.target) == "s8s8":
+        refuse_unsigned(made)
+    path = onnx_format.save(made, ctx.folder / onnx_format.MAIN)
     onnx_format.Onnx().runner(path)
-    notes = {
-        "engine": "onnxruntime",
-        "flavour": flavour,
-        "chosen": ", ".join(choice.settings),
-        "tried_db": choice.tried_db,
-        "reduce_range": why,
-        "quantized_layers": layers,
-    }
-    for name, value in notes.items():
-        if value:
-            ctx.note(name, value)
     return path
+
+
+class Quantizer:
+    """A model prepared for quantization, with its ranges found and the settings that suit it best chosen."""
+
+    def __init__(self, model: Artifact, options: QuantizeInt8, ctx: Context, calibration: Calibration) -> None:
+        registry.need("onnxruntime.quantization", "onnxruntime")
+        self.options, self.flavour, self.backend = options, flavour_of(ctx.target), ctx.target.get("backend", "")
+        proto = onnx_format.load(model.path)
+        self.kept = onnx_format.matching(options.keep, {node.name: node.op_type for node in proto.graph.node})
+        _refuse(proto)
+        kinds = [options.model_type] if options.model_type != "auto" else ["plain", "transformer"] if _has_attention(proto) else ["plain"]
+        methods: list[str] = [options.calibration] if options.calibration != "auto" else ["minmax", "mean-minmax"]
+        self.reduce, why = options.reduced(ctx.target) if self.flavour == "u8s8" else (False, "")
+        self._scratch = tempfile.TemporaryDirectory()
+        self.folder = Path(self._scratch.name)
+        with _quiet():
+            try:
+                self.prepared = _prepare(proto, self.folder, model, self.kept, ctx)
+                self.ranges = find_ranges(self.prepared, _TYPES[kinds[0]], calibration, methods, self.folder)
+                candidates = {(kind, method): partial(self._build, kind, method) for kind in kinds for method in methods}
+                choice = calibration.choose(candidates, lambda: onnx_format.Onnx().runner(model.path), self.runner)
+            except EdgeoptError:
+                raise
+            except Exception as error:
+                raise _failed(error) from error
+        self.settings = choice.settings
+        notes = {
+            "engine": "onnxruntime",
+            "flavour": self.flavour,
+            "chosen": ", ".join(choice.settings),
+            "tried_db": choice.tried_db,
+            "reduce_range": why,
+        }
+        for name, value in notes.items():
+            if value:
+                ctx.note(name, value)
+
+    def build(self, excluded: Collection[str] = (), keep_activations: bool = False) -> ModelProto:
+        """The quantized model; nodes named in `excluded` stay float.
+
+        A Relu or Clip whose cut the quantizer's range makes anyway is taken out unless `keep_activations`.
+        """
+        with _quiet():
+            return self._build(*self.settings, excluded, keep_activations)
+
+    def runner(self, made: ModelProto) -> Callable[[Feeds], Feeds]:
+        """Runs a model plainly."""
+        return onnx_format.Onnx().runner(onnx_format.save(made, self.folder / "candidate.onnx"))
+
+    def _build(self, kind: str, method: str, excluded: Collection[str] = (), keep_activations: bool = False) -> ModelProto:
+        from onnxruntime.quantization import CalibrationMethod, QuantType
+        from onnxruntime.quantization.calibrate import TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        original = onnx_format.load(self.prepared)
+        symmetric = self.flavour == "s8s8"
+        # TensorRT reads biases only as float; it and every S8 kernel want zero points of 0.
+        extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
+        extra |= {"QDQKeepRemovableActivations": keep_activations}
+        quantizer = QDQQuantizer(
+            onnx_format.load(self.prepared),
+            self.options.per_channel and onnx_format.opset(original) >= _PER_CHANNEL_OPSET,
+            self.reduce,
+            QuantType.QInt8,
+            QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            TensorsData(CalibrationMethod.MinMax, dict(self.ranges[method])),
+            [],
+            [node.name for node in original.graph.node if node.name in {*self.kept, *excluded}],
+            list(_TYPES[kind]),
+            extra,
+        )
+        quantizer.quantize_model()
+        made: ModelProto = quantizer.model.model
+        _restore_captured(made, original)
+        if not symmetric or self.backend not in _CPU_BACKENDS:
+            _free_outputs(made.graph)
+        onnx_format.sort_nodes(made.graph)
+        onnx_format.name_nodes(made)
+        return made
+
+    def close(self) -> None:
+        self._scratch.cleanup()
+
+    def __enter__(self) -> Quantizer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def flavour_of(target: Any) -> str:
@@ -184,39 +237,6 @@ def lift_constants(graph: GraphProto) -> None:
             graph.node.remove(node)
 
 
-def _quantized(
-    prepared: Path, ranges: Ranges, types: tuple[str, ...], kept: list[str], options: QuantizeInt8, flavour: str, reduce: bool, backend: str
-) -> ModelProto:
-    from onnxruntime.quantization import CalibrationMethod, QuantType
-    from onnxruntime.quantization.calibrate import TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
-    original = onnx_format.load(prepared)
-    symmetric = flavour == "s8s8"
-    # TensorRT reads biases only as float; it and every S8 kernel want zero points of 0.
-    extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
-    quantizer = QDQQuantizer(
-        onnx_format.load(prepared),
-        options.per_channel and onnx_format.opset(original) >= _PER_CHANNEL_OPSET,
-        reduce,
-        QuantType.QInt8,
-        QuantType.QInt8 if symmetric else QuantType.QUInt8,
-        TensorsData(CalibrationMethod.MinMax, dict(ranges)),
-        [],
-        [node.name for node in original.graph.node if node.name in set(kept)],
-        list(types),
-        extra,
-    )
-    quantizer.quantize_model()
-    made: ModelProto = quantizer.model.model
-    _restore_captured(made, original)
-    if not symmetric or backend not in _CPU_BACKENDS:
-        _free_outputs(made.graph)
-    onnx_format.sort_nodes(made.graph)
-    onnx_format.name_nodes(made)
-    return made
-
-
 def _restore_captured(made: ModelProto, original: ModelProto) -> None:
     """Bring back float weights that a body of If or Loop reads: the quantizer sees only the outer nodes."""
     bodies = {name for node in made.graph.node if onnx_format.bodies(node) for name in onnx_format.reads(node)}
@@ -249,7 +269,7 @@ def quantized_layers(model: ModelProto) -> dict[str, int]:
     made = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     found: Counter[str] = Counter()
     for node in model.graph.node:
-        sources = node.input[: 2 if node.op_type in _WEIGHTED else 1]
+        sources = node.input[: 2 if node.op_type in WEIGHTED else 1]
         if node.op_type != "QuantizeLinear" and sources and made.issuperset(sources):
             found[node.op_type] += 1
     return dict(found)

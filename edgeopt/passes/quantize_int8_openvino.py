@@ -43,13 +43,18 @@ _ONNX_NAMES = {
 
 def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     """The quantized model's file. Raises StepError when nothing in it could be quantized."""
+    made = quantized(model, options, ctx, Calibration(ctx, options.samples, judge=options.searches))
+    return openvino_format.save(made, ctx.folder / openvino_format.MAIN, model.signature)
+
+
+def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration: Calibration, compress: bool = True) -> openvino.Model:
+    """The quantized model; with `compress=False` its weights stay float behind their quantizers."""
     exact = openvino_format.load(model.path)
     if quantized_layers(exact):
         raise StepError("the model is quantized already", remedy="remove one of the two quantize-int8")
     types = ["plain", "transformer"] if options.model_type == "auto" else [options.model_type]
     methods = ["mean-minmax", "minmax"] if options.calibration == "auto" else [options.calibration]
     searches = len(types) * len(methods) > 1
-    calibration = Calibration(ctx, options.samples, judge=searches)
     nncf = _nncf()
     attention, found = _has_attention(exact), {operation.get_type_name() for operation in operations(exact)}
     recurrent = sorted(found & set(_RECURRENT))
@@ -65,7 +70,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
                     subset_size=samples.count,
                     fast_bias_correction=not full,
                     ignored_scope=ignored,
-                    **_parameters(nncf, options, ctx.target, kind, method, attention),
+                    **_parameters(nncf, options, ctx.target, kind, method, attention, compress),
                 )
         except EdgeoptError:
             raise
@@ -100,7 +105,14 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     for name, value in notes.items():
         if value:
             ctx.note(name, value)
-    return openvino_format.save(best, ctx.folder / openvino_format.MAIN, model.signature)
+    return best
+
+
+def compress(model: openvino.Model) -> None:
+    """Store the weights behind quantizers as 8 bit, in place: NNCF's own last step."""
+    from openvino._offline_transformations import compress_quantize_weights_transformation
+
+    compress_quantize_weights_transformation(model)
 
 
 def _nncf() -> Any:
@@ -126,7 +138,9 @@ def _without_torch() -> Iterator[None]:
             del sys.modules["torch"]
 
 
-def _parameters(nncf: Any, options: QuantizeInt8, target: Mapping[str, Any], kind: str, method: str, attention: bool) -> dict[str, Any]:
+def _parameters(
+    nncf: Any, options: QuantizeInt8, target: Mapping[str, Any], kind: str, method: str, attention: bool, compress: bool
+) -> dict[str, Any]:
     """NNCF's arguments. SmoothQuant only with attention: on a CNN's classifier it cost 6 dB on unseen images."""
     from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
 
@@ -137,7 +151,7 @@ def _parameters(nncf: Any, options: QuantizeInt8, target: Mapping[str, Any], kin
         "percentile": RangeEstimatorParametersSet.MEAN_QUANTILE,
         "histogram": RangeEstimatorParametersSet.HISTOGRAM,
     }
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"backend_params": {"compress_weights": compress}}
     if not attention:
         more["smooth_quant_alphas"] = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
     if not options.per_channel:

@@ -73,8 +73,8 @@ class Calibration:
             self.progress(min(done, self.count), self.count, "calibrating")
             yield feeds
 
-    def held(self) -> Iterator[Feeds]:
-        """Samples that set no range; where none is spare, the first ones all the same."""
+    def held(self) -> Iterator[tuple[Feeds, list[Any]]]:
+        """Samples that set no range, with their labels; where none is spare, the first ones all the same."""
         return _after(self.tune, 0) if self.tune else _after(self.split, self.spare_from)
 
     def first(self, count: int) -> Calibration:
@@ -116,7 +116,7 @@ class Calibration:
         import numpy as np
 
         sums: dict[str, np.ndarray[Any, Any]] = {}
-        for feeds in islice(self.held(), count):
+        for feeds, _ in islice(self.held(), count):
             after = candidate(feeds)
             for name, exact in reference(feeds).items():
                 if np.issubdtype(exact.dtype, np.floating):
@@ -127,9 +127,9 @@ class Calibration:
         return float(np.mean([-_BEST_DB if np.isnan(one) else max(-_BEST_DB, one) for one in found])) if found else 0.0
 
 
-def _after(split: Split, skipped: int) -> Iterator[Feeds]:
+def _after(split: Split, skipped: int) -> Iterator[tuple[Feeds, list[Any]]]:
     done = 0
     for feeds, labels in split.batches(1):
         if done >= skipped:
-            yield feeds
+            yield feeds, labels
         done += len(labels)

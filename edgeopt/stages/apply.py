@@ -17,7 +17,7 @@ from edgeopt.core.errors import StepError, from_exception
 from edgeopt.core.plan import Plan, Step
 from edgeopt.core.protocols import Backend, Context, Pass, stack
 from edgeopt.core.store import Store
-from edgeopt.stages import keys, survey
+from edgeopt.stages import keys, survey, trial
 from edgeopt.stages.children import Child
 from edgeopt.stages.explain import PARTS
 
@@ -26,12 +26,12 @@ MAX_DB = 150.0
 COMPILE_DB = {"f32": 25.0, "bf16": 10.0}
 
 
-def apply(plan: Plan, step: Step, store: Store, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+def apply(plan: Plan, step: Step, store: Store, run_folder: Path, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
     """Run a step unless its result is there. Returns what the history says of it."""
     with store.lock(step.key):
         found = load(store, step.key)
         if found is None:
-            found = _run(plan, step, store, progress)
+            found = _run(plan, step, store, run_folder, progress)
     return {"seconds": found.history[-1].seconds, "notes": found.history[-1].notes, "bytes": found.size_bytes}
 
 
@@ -40,7 +40,7 @@ def load(store: Store, key: str) -> Artifact | None:
     return Artifact.read(store.path("artifacts", key)) if keys.whole(store, key) else None
 
 
-def _run(plan: Plan, step: Step, store: Store, progress: Callable[[int, int, str], None]) -> Artifact:
+def _run(plan: Plan, step: Step, store: Store, run_folder: Path, progress: Callable[[int, int, str], None]) -> Artifact:
     before = load(store, step.before) if step.before else None
     with store.scratch() as scratch:
         folder = scratch / FILES
@@ -50,7 +50,7 @@ def _run(plan: Plan, step: Step, store: Store, progress: Callable[[int, int, str
         ctx = Context(folder=folder, base=Path(plan.base), seed=plan.seed, note=notes.__setitem__, progress=progress)
         model = before or Artifact(Path(), "", "", "", "", 0, Signature((), ()))
         try:
-            main, execution = _perform(plan, step, store, model, ctx)
+            main, execution = _perform(plan, step, store, run_folder, model, ctx)
         except Exception as error:  # third-party code raises anything; it becomes one StepError
             raise from_exception(error, step.plug) from error
         if not main.is_file() or folder not in main.parents:
@@ -73,7 +73,7 @@ def _run(plan: Plan, step: Step, store: Store, progress: Callable[[int, int, str
         return artifact.at(store.put("artifacts", step.key, scratch))
 
 
-def _perform(plan: Plan, step: Step, store: Store, model: Artifact, ctx: Context) -> tuple[Path, dict[str, str]]:
+def _perform(plan: Plan, step: Step, store: Store, run_folder: Path, model: Artifact, ctx: Context) -> tuple[Path, dict[str, str]]:
     if step.kind == "compile":
         backend: Backend = registry.load("backends", step.plug)()
         return backend.compile(model, replace(ctx, target={**step.target, "options": step.options})), model.execution
@@ -83,9 +83,18 @@ def _perform(plan: Plan, step: Step, store: Store, model: Artifact, ctx: Context
     if step.reference and reference is None:
         raise StepError(f"{step.plug}: the reference variant could not be built", remedy="see its own error")
     made = cls.model_validate(step.options)
-    main = made.run(model, replace(ctx, data=data, target=step.target, reference=reference))
-    execution = {**model.execution, **({"float": cls.sets_execution} if cls.sets_execution else {})}
-    return main, execution
+    executions = [cls.sets_execution or model.execution["float"]]
+    ctx = replace(
+        ctx,
+        data=data,
+        target=step.target,
+        reference=reference,
+        scores=trial.scores(plan) if "score" in cls.uses else {},
+        measure=trial.measure(plan, step, model, store, run_folder, ctx.progress) if "measure" in cls.uses else None,
+        execute=executions.append,
+    )
+    main = made.run(model, ctx)
+    return main, {**model.execution, "float": executions[-1]}
 
 
 def _format(name: str) -> Any:

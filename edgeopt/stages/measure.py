@@ -109,7 +109,7 @@ class _Measuring:
         self.progress, self.worker, self.elsewhere = progress, worker, elsewhere
 
     def session(self, artifacts: dict[str, Any]) -> Session:
-        from edgeopt.stages import timing
+        from edgeopt.stages import survey, timing
 
         name, started_at, began = self.used.target.name, _now(), time.monotonic()
         scored = self._score({variant: str(artifact.root) for variant, artifact in artifacts.items()})
@@ -123,8 +123,9 @@ class _Measuring:
             timed = timing.Timed(rows=rows_alone, batch=self.used.target.batch)
         else:
             with self.progress.piece(label):
+                samples = survey.load_samples(self.folder / "samples.npz")
                 timed = timing.time(
-                    self.plan, self.used, sound, self.folder, self.scratch, lambda *told: self.progress.advance(label, *told)
+                    self.plan, self.used, sound, samples, self.folder, self.scratch, lambda *told: self.progress.advance(label, *told)
                 )
         spent = time.monotonic() - began
         errors |= timed.errors

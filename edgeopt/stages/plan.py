@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import __version__
-from edgeopt.core import digest, registry
+from edgeopt.core import digest, machine, registry
 from edgeopt.core.errors import EdgeoptError, MissingError, Place, RecipeErrors, UsageError
 from edgeopt.core.plan import DataRef, Plan, PlanRow, PlanTarget, Step
 from edgeopt.core.protocols import Backend, Dataset, Pass, Score
@@ -35,6 +35,7 @@ class _Planner:
         self.problems: list[EdgeoptError] = []
         self.data = {name: self._data(name, use) for name, use in recipe.data.splits().items()}
         self.reference_key: dict[str, str] = {}
+        self.scores_digest = digest.of_value([self._score(index, use) for index, use in enumerate(recipe.scores)])
 
     def plan(self) -> Plan:
         rows = []
@@ -43,7 +44,6 @@ class _Planner:
                 row = self._row(variant, passes, use.target)
                 if row:
                     rows.append(row)
-        scores = digest.of_value([self._score(index, use) for index, use in enumerate(self.recipe.scores)])
         if self.recipe.baseline and not (self.recipe.base / self.recipe.baseline.report).is_file():
             missing = f"no such file: {self.recipe.base / self.recipe.baseline.report}"
             remedy = "leave `baseline` out once, and commit the report.json of that run"
@@ -64,7 +64,7 @@ class _Planner:
             targets=[PlanTarget(target=use.target, need=use.need, threads=use.target.thread_count) for use in self.recipe.uses],
             data=self.data,
             scores=self.recipe.scores,
-            scores_digest=scores,
+            scores_digest=self.scores_digest,
             gates=self.recipe.gates,
             pick=self.recipe.pick,
             measure=self.recipe.measure,
@@ -207,9 +207,9 @@ class _Planner:
             "before": before,
             "reference": self.reference_key.get(target.name) if "reference" in cls.uses else None,
         }
+        if "score" in cls.uses:
+            parts["scores"] = self.scores_digest
         if "measure" in cls.uses:
-            from edgeopt.core import machine
-
             parts["machine"] = machine.fingerprint()["id"]
         makes = cls.produces or (self.steps[before].makes if before else "")
         return self._add("pass", name, made.model_dump(mode="json"), before, parts, makes, target)

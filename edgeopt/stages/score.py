@@ -44,7 +44,7 @@ def score(
     used = plan.target_of(target)
     ordered = {plan.reference: rows[plan.reference], **rows} if plan.reference in rows else rows
     artifacts = {variant: Artifact.read(path) for variant, path in ordered.items()}
-    scores = _scores(plan, next(iter(artifacts.values())).signature)
+    scores = ready(plan)
     values: dict[str, dict[str, list[Any]]] = {variant: {label: [] for label in scores} for variant in artifacts}
     errors: dict[str, EdgeoptError] = {}
     signature = next(iter(artifacts.values())).signature
@@ -101,7 +101,8 @@ def score(
     }
 
 
-def _scores(plan: Plan, signature: Signature) -> dict[str, Score]:
+def ready(plan: Plan) -> dict[str, Score]:
+    """The recipe's scores by label, the user's code among them loaded."""
     found = {}
     for use in plan.scores:
         made: Score = registry.load("scores", use.name).model_validate(use.options)
@@ -129,12 +130,12 @@ def _through(child: Child | Plain, chunk: list[_Batch], signature: Signature, se
     child.thaw()
     found: list[dict[str, Any]] = []
     for feeds, labels in chunk:
-        found += _split(child.ask("infer", arrays=feeds)[1], len(labels), signature, seen + len(found))
+        found += split_outputs(child.ask("infer", arrays=feeds)[1], len(labels), signature, seen + len(found))
     child.freeze()
     return found
 
 
-def _split(outputs: dict[str, Any], count: int, signature: Signature, seen: int) -> list[dict[str, Any]]:
+def split_outputs(outputs: dict[str, Any], count: int, signature: Signature, seen: int) -> list[dict[str, Any]]:
     """Outputs sample by sample, without the batch axis. Raises StepError for NaN or infinity."""
     samples: list[dict[str, Any]] = [{} for _ in range(count)]
     for spec, array in zip(signature.outputs, outputs.values(), strict=True):

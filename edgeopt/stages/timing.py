@@ -21,11 +21,10 @@ from edgeopt.core import machine
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import EdgeoptError
 from edgeopt.core.plan import Plan, PlanTarget
-from edgeopt.core.protocols import fixed_batch, stack
+from edgeopt.core.protocols import Sample, fixed_batch, stack
 from edgeopt.core.session import Measured
 from edgeopt.stages import statistics
 from edgeopt.stages.children import Child
-from edgeopt.stages.survey import load_samples
 
 TWIN = "reference again"  # the second copy of the reference: the A/A pair
 BLOCK_S = 0.03  # one variant's share of a block: long against clock and scheduler, short against drift
@@ -68,10 +67,17 @@ class _Lane:
         return np.array([np.median(block) for block in self.blocks])
 
 
-def time(plan: Plan, used: PlanTarget, artifacts: dict[str, Artifact], folder: Path, scratch: Path, progress: Callable[..., None]) -> Timed:
-    """Time all artifacts of one target together. Raw samples go to `scratch/latency.npz`."""
+def time(
+    plan: Plan,
+    used: PlanTarget,
+    artifacts: dict[str, Artifact],
+    samples: list[Sample],
+    folder: Path,
+    scratch: Path,
+    progress: Callable[..., None],
+) -> Timed:
+    """Time all artifacts of one target together on the samples. Raw times go to `scratch/latency.npz`."""
     result = Timed(batch=used.target.batch)
-    samples = load_samples(folder / "samples.npz")
     throughput = used.target.scenario == "throughput"
     conditions = _Conditions()
     with ExitStack() as exits, (folder / "log.txt").open("ab") as log:

@@ -43,7 +43,7 @@ def main() -> None:
 
 def _do(job: dict[str, Any], plan: Plan, store: Store, events: Events) -> dict[str, Any] | None:
     if job["do"] == "step":
-        return apply.apply(plan, plan.steps[job["key"]], store, events.progress)
+        return apply.apply(plan, plan.steps[job["key"]], store, Path(sys.argv[1]), events.progress)
     if job["do"] == "survey":
         return survey.survey(plan, job["split"], job["model"], store, events.progress)
     if job["do"] == "disjoint":

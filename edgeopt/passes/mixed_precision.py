@@ -1,0 +1,66 @@
+"""The search for the fastest mix of INT8, bf16 and FP32 layers that keeps within a budget of accuracy."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.protocols import Context
+from edgeopt.passes.mixed_precision_judge import Budget
+from edgeopt.passes.quantize_int8 import QuantizeInt8
+
+if TYPE_CHECKING:
+    from edgeopt.passes.mixed_precision_search import Engine
+    from edgeopt.passes.quantize_int8_samples import Calibration
+
+
+class MixedPrecision(
+    QuantizeInt8,
+    accepts=("openvino", "onnx"),
+    needs=("onnx", "onnxruntime", "openvino", "nncf"),
+    data=("calibrate", "tune?"),
+    target_fields=("backend", "arch", "int8", "threads", "batch", "scenario", "options"),
+    uses=("score", "measure"),
+    tolerance_db=0.0,
+):
+    """Find which layers run in INT8 and how the rest executes, so that the measured latency on the target is lowest within the budget.
+
+    Each layer's noise is found with the quantizers of all others switched off, what it saves in the runtime's
+    profile; layers are given up in the order of noise per time saved, as few as the budget allows on the samples
+    of `tune` (else of `calibrate`, some held back); the finalists are timed side by side on the target.
+    """
+
+    extra: ClassVar[str] = "openvino"
+
+    budget: Budget = Field(
+        default=Budget(score="sqnr", min=25.0), description="what it may cost: {score: top1, max_drop: 0.01}, or {score: sqnr, min: 25}"
+    )
+    seconds: float = Field(default=120.0, gt=0, description="how long the search may take, calibration apart")
+
+    def run(self, model: Artifact, ctx: Context) -> Path:
+        from edgeopt.passes.mixed_precision_judge import Judge
+        from edgeopt.passes.mixed_precision_search import Search
+        from edgeopt.passes.quantize_int8_samples import Calibration
+
+        self.check_range(model.format)
+        calibration = Calibration(ctx, self.samples, judge=True)
+        with closing(self._engine(model, ctx, calibration)) as engine:
+            judge = Judge(ctx, self.budget, model.signature, calibration.held, engine.runner(engine.load(), "f32"))
+            found = Search(engine, judge, ctx, self.seconds).run()
+            ctx.execute(found.mix.execution)
+            for name, value in found.notes(engine, str(self.budget)).items():
+                ctx.note(name, value)
+            return engine.save(engine.build(found.mix), ctx.folder)
+
+    def _engine(self, model: Artifact, ctx: Context, calibration: Calibration) -> Engine:
+        if model.format == "onnx":
+            from edgeopt.passes import mixed_precision_onnx
+
+            return mixed_precision_onnx.Engine(model, self, ctx, calibration)
+        from edgeopt.passes import mixed_precision_openvino
+
+        return mixed_precision_openvino.Engine(model, self, ctx, calibration)

@@ -1,0 +1,162 @@
+"""Whether a mix still does its job: the budget, judged on samples that set no range."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from edgeopt.core.artifact import Signature
+from edgeopt.core.errors import UsageError, did_you_mean
+from edgeopt.core.protocols import Context, Options, Score
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Feeds = dict[str, np.ndarray[Any, Any]]
+    Run = Callable[[Feeds], Feeds]
+
+FEWEST, MOST = 8, 2000
+FOLDS = 4
+# One look at the samples takes at most so long, and they take at most so much memory.
+LOOK_S, LARGEST_BYTES = 3.0, 400_000_000
+# SQNR on one set of samples does not carry over to another: so much more is asked of it than the budget says.
+MARGIN_DB = 1.0
+
+
+class Budget(Options):
+    """What the mix may cost: one limit on one score of the recipe, or on `sqnr`."""
+
+    score: str = Field(default="sqnr", description="a score of the recipe by its label; sqnr in any case")
+    max_drop: float | None = Field(default=None, ge=0, description="in the score's own unit, against the model that comes in")
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if sum(limit is not None for limit in (self.max_drop, self.min, self.max)) != 1:
+            raise ValueError("a budget has exactly one of max_drop, min, max → {score: top1, max_drop: 0.01}")
+        return self
+
+    def __str__(self) -> str:
+        limits = {"drop at most": self.max_drop, "at least": self.min, "at most": self.max}
+        return next(f"{self.score} {name} {limit:g}" for name, limit in limits.items() if limit is not None)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a mix reached; `bound`, which must be within the budget, is worse by one standard error (by `MARGIN_DB` at least for sqnr)."""
+
+    got: float
+    bound: float
+    fits: bool
+
+    def __str__(self) -> str:
+        return f"{self.got:.4g}" + ("" if self.fits else " (over the budget)")
+
+
+class Judge:
+    """The budget's samples, held with the outputs of the model that comes in."""
+
+    def __init__(
+        self, ctx: Context, budget: Budget, signature: Signature, samples: Callable[[], Iterator[tuple[Feeds, list[Any]]]], exact: Run
+    ) -> None:
+        if budget.score not in ctx.scores:
+            raise UsageError(f"mixed-precision: no score is called '{budget.score}'", remedy=did_you_mean(budget.score, ctx.scores))
+        self.budget, self.signature = budget, signature
+        self.score: Score = ctx.scores[budget.score]
+        self.batches: list[tuple[Feeds, list[Any]]] = []
+        self.references: list[list[Feeds]] = []
+        began, held = time.monotonic(), 0
+        for feeds, labels in samples():
+            if self.score.needs_labels and labels[0] is None:
+                raise UsageError(
+                    f"mixed-precision: the score '{budget.score}' needs labels, and the samples to judge by have none",
+                    remedy="give labels under `data: tune`, or set a budget on sqnr or agreement",
+                )
+            self.batches.append((feeds, labels))
+            self.references.append(self._apart(exact(feeds), len(labels)))
+            held += sum(array.nbytes for array in feeds.values()) + sum(
+                array.nbytes for one in self.references[-1] for array in one.values()
+            )
+            enough = len(self.batches) >= FEWEST * FOLDS and (time.monotonic() - began > LOOK_S or held > LARGEST_BYTES)
+            if enough or len(self.batches) == MOST:
+                break
+        if len(self.batches) < FEWEST:
+            raise UsageError(
+                f"mixed-precision needs at least {FEWEST} samples to judge by, and there are {len(self.batches)}",
+                remedy="give more under `data: tune`; 100 to 1,000 are good",
+            )
+        self.reference = self._values(self.references)
+
+    def __call__(self, run: Run) -> Verdict:
+        """The verdict on a model that `run` runs."""
+        import numpy as np
+
+        found = [self._apart(run(feeds), len(labels)) for feeds, labels in self.batches]
+        if not all(np.isfinite(array).all() for outputs in found for one in outputs for array in one.values() if array.dtype.kind == "f"):
+            return Verdict(float("nan"), float("nan"), False)
+        values = self._values(found)
+        got = self._figure(values, self.reference)
+        folds = [self._figure(values[fold::FOLDS], self.reference[fold::FOLDS]) for fold in range(FOLDS)]
+        error = float(np.std(folds, ddof=1) / np.sqrt(FOLDS)) if np.isfinite(folds).all() else 0.0
+        slack = max(error, MARGIN_DB) if self.budget.score == "sqnr" else error
+        if self.budget.min is not None:
+            return Verdict(got, got - slack, bool(got - slack >= self.budget.min))
+        limit = self.budget.max if self.budget.max is not None else self.budget.max_drop
+        assert limit is not None
+        return Verdict(got, got + slack, bool(got + slack <= limit))
+
+    @property
+    def feeds(self) -> list[Feeds]:
+        return [feeds for feeds, _ in self.batches]
+
+    def noise(self, run: Run, count: int) -> float:
+        """Noise power over signal power on the first samples: of all outputs together for a budget on `sqnr`, else their mean."""
+        import numpy as np
+
+        sums: dict[str, np.ndarray[Any, Any]] = {}
+        for (feeds, labels), reference in zip(self.batches[:count], self.references, strict=False):
+            for one, other in zip(self._apart(run(feeds), len(labels)), reference, strict=True):
+                for name, exact in other.items():
+                    if exact.dtype.kind == "f":
+                        x, y = exact.astype(np.float64), one[name].astype(np.float64)
+                        sums[name] = sums.get(name, 0) + np.array([np.square(x - y).sum(), np.square(x).sum()])
+        powers = np.array([power for power in sums.values() if power[1] > 0])
+        if not len(powers):
+            return 0.0
+        return float(powers[:, 0].sum() / powers[:, 1].sum() if self.budget.score == "sqnr" else (powers[:, 0] / powers[:, 1]).mean())
+
+    def _figure(self, own: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> float:
+        value = float(self.score.finish(own))
+        if self.budget.max_drop is None:
+            return value
+        drop = float(self.score.finish(reference)) - value
+        return drop if self.score.higher_is_better else -drop
+
+    def _values(self, found: list[list[Feeds]]) -> np.ndarray[Any, Any]:
+        import numpy as np
+
+        return np.asarray(
+            [
+                self.score.sample(one, label, other)
+                for outputs, (_, labels), references in zip(found, self.batches, self.references, strict=True)
+                for one, label, other in zip(outputs, labels, references, strict=True)
+            ],
+            dtype=np.float64,
+        )
+
+    def _apart(self, outputs: Feeds, count: int) -> list[Feeds]:
+        """Outputs sample by sample, without the batch axis."""
+        import numpy as np
+
+        samples: list[Feeds] = [{} for _ in range(count)]
+        for spec, array in zip(self.signature.outputs, outputs.values(), strict=True):
+            axis = self.signature.batch_axis(spec)
+            apart = [array] * count if axis is None or array.shape[axis] < count else list(np.moveaxis(array, axis, 0)[:count])
+            for sample, one in zip(samples, apart, strict=True):
+                sample[spec.name] = np.array(one)
+        return samples

@@ -1,0 +1,107 @@
+"""The mix on ONNX models, out of onnxruntime's Q/DQ pairs."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.core import machine
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.protocols import Candidate, Context
+from edgeopt.formats import onnx as onnx_format
+from edgeopt.passes import mixed_precision_onnx_graph as graph
+from edgeopt.passes import quantize_int8_onnx
+from edgeopt.passes.mixed_precision_rules import gates_for
+from edgeopt.passes.mixed_precision_search import Mix, Unit, units_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import ModelProto
+
+    from edgeopt.passes.quantize_int8 import QuantizeInt8
+    from edgeopt.passes.quantize_int8_samples import Calibration
+
+    Feeds = dict[str, np.ndarray[Any, Any]]
+
+_PROFILED_RUNS = 6
+
+
+class Engine:
+    """A model that is quantized anew for each mix, without the nodes that stay float; its ranges are found once."""
+
+    executions: tuple[str, ...] = ("f32",)
+
+    def __init__(self, model: Artifact, options: QuantizeInt8, ctx: Context, calibration: Calibration) -> None:
+        self.model, self.ctx = model, ctx
+        self.quantizer = quantize_int8_onnx.Quantizer(model, options, ctx, calibration)
+        full = self.quantizer.build(keep_activations=True)
+        self.layers, self.rules = graph.layers(full), graph.rules(full)
+        self.between = graph.between(full)
+        self.units = units_of(self.layers)
+        self._gated: tuple[Any, list[str]] | None = None
+
+    def load(self) -> ModelProto:
+        return onnx_format.load(self.model.path)
+
+    def build(self, mix: Mix) -> ModelProto:
+        if not mix.units:
+            return self.load()
+        on = mix.layers(self.units)
+        off = {name for name in self.layers if name not in on}
+        off |= {name for name, rule in self.between.items() if not rule.active(on)}
+        return self.quantizer.build(off)
+
+    def runner(self, made: ModelProto, execution: str) -> Callable[[Feeds], Feeds]:
+        return self.quantizer.runner(made)
+
+    def alone(self, unit: Unit) -> Callable[[Feeds], Feeds]:
+        if self._gated is None:
+            full, exact = self.quantizer.build(keep_activations=True), onnx_format.load(self.quantizer.prepared)
+            gated, order = graph.gated(full, exact, self.layers, self.rules)
+            self._gated = self.quantizer.runner(gated), order
+        run, order = self._gated
+        values = gates_for(order, self.rules, set(unit.layers))
+        return lambda feeds: run({**feeds, graph.GATES: values})
+
+    def macs(self, feeds: Feeds) -> dict[str, int]:
+        found = graph.macs(onnx_format.load(self.quantizer.prepared), self.layers, feeds, self.quantizer.runner)
+        return {unit.name: sum(found[layer] for layer in unit.layers) for unit in self.units}
+
+    def times(self, made: ModelProto, execution: str, feeds: Feeds) -> dict[str, float]:
+        """By the runtime's own trace. What it fused is told by the tensor that comes out."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = machine.threads()
+        options.log_severity_level = 4
+        options.enable_profiling = True
+        options.profile_file_prefix = str(self.quantizer.folder / "trace")
+        path = onnx_format.save(made, self.quantizer.folder / "profiled.onnx")
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for _ in range(_PROFILED_RUNS):
+            session.run(None, feeds)
+        trace = json.loads(Path(session.end_profiling()).read_text())
+        runs: dict[str, list[float]] = defaultdict(list)
+        for event in trace:
+            if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+                runs[event["name"].removesuffix("_kernel_time")].append(event["dur"])
+        owner = {layer: unit.name for unit in self.units for layer in unit.layers}
+        layer_of = graph.owners(made, set(owner))
+        spent: dict[str, float] = defaultdict(float)
+        for name, durations in runs.items():
+            if (layer := layer_of(name)) is not None:
+                spent[owner[layer]] += min(durations)
+        return spent
+
+    def candidate(self, made: ModelProto, execution: str, folder: Path) -> Candidate:
+        (folder / "files").mkdir(parents=True)
+        return Candidate(onnx_format.save(made, folder / "files" / onnx_format.MAIN), execution)
+
+    def save(self, made: ModelProto, folder: Path) -> Path:
+        return quantize_int8_onnx.save(made, self.ctx)
+
+    def close(self) -> None:
+        self.quantizer.close()

@@ -1,0 +1,67 @@
+"""trial: the doors of a pass that searches: the recipe's scores, and its candidates timed on the target."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import StepError
+from edgeopt.core.plan import Plan, Step
+from edgeopt.core.protocols import Candidate, Score
+from edgeopt.core.recipe import Measuring
+from edgeopt.core.store import Store
+
+PRECISION_PERCENT = 0.5
+
+
+def scores(plan: Plan) -> dict[str, Score]:
+    """The recipe's scores by label, and `sqnr` in any case."""
+    from edgeopt.core import registry
+    from edgeopt.stages import score
+
+    return {"sqnr": registry.load("scores", "sqnr")(), **score.ready(plan)}
+
+
+def measure(
+    plan: Plan, step: Step, model: Artifact, store: Store, folder: Path, progress: Callable[[int, int, str], None]
+) -> Callable[[Mapping[str, Candidate], float], dict[str, float]] | None:
+    """What times candidates for a step on its target as a session would; None where this machine cannot run the target.
+
+    Inputs are the first samples of `tune`, else of `calibrate`: a search never sees `evaluate`.
+    """
+    from edgeopt.stages.measure import cannot_measure
+
+    used = plan.target_of(step.target_name or "")
+    if used.need != "measured" or cannot_measure(used):
+        return None
+
+    def timed(candidates: Mapping[str, Candidate], seconds: float) -> dict[str, float]:
+        from edgeopt.stages import apply, survey, timing
+
+        split = "tune" if "tune" in plan.data else "calibrate"
+        samples = survey.first_samples(plan, split, apply.chain(plan, step.key)[0], store)
+        artifacts = {
+            name: replace(
+                model, root=one.path.parents[1], main=one.path.name, format=used.target.backend, execution={"float": one.execution}
+            )
+            for name, one in candidates.items()
+        }
+        settings = Measuring(precision_percent=PRECISION_PERCENT, budget_s=seconds)
+        trial_plan = plan.model_copy(update={"reference": next(iter(candidates)), "measure": settings})
+        with tempfile.TemporaryDirectory() as scratch:
+            found = timing.time(
+                trial_plan, used, artifacts, samples, folder, Path(scratch), lambda *told: progress(0, 0, "timing candidates")
+            )
+        if not found.rows:
+            raise next(iter(found.errors.values()), StepError("no candidate could be timed"))
+        times = {}
+        for name, row in found.rows.items():
+            assert row.latency_ms
+            rate = row.throughput_per_s if used.target.scenario == "throughput" else None
+            times[name] = 1000 * found.batch / rate if rate else row.latency_ms.p50
+        return times
+
+    return timed

@@ -1,0 +1,156 @@
+"""mixed-precision: gates that tell the truth, budgets that hold, decisions that are told; every family, both engines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import small_onnx as small
+from test_quantize_int8 import OPENVINO, TENSORRT, X86, imported, in_openvino, split
+
+from edgeopt.core.errors import StepError, UsageError
+from edgeopt.core.protocols import Context
+from edgeopt.formats.onnx import Onnx
+from edgeopt.formats.openvino import Openvino
+from edgeopt.passes.mixed_precision import MixedPrecision
+from edgeopt.passes.mixed_precision_search import Mix, Unit
+from edgeopt.passes.quantize_int8_samples import Calibration
+from edgeopt.scores.agreement import Agreement
+from edgeopt.scores.sqnr import Sqnr
+from edgeopt.scores.top1 import Top1
+
+SCORES = {"sqnr": Sqnr(), "agreement": Agreement(), "top1": Top1()}
+PLAIN = {"calibration": "minmax", "model_type": "plain"}
+
+
+def prepared(folder, proto, target):
+    made = imported(folder, proto)
+    return in_openvino(folder, made) if target["backend"] == "openvino" else made
+
+
+def context(folder, made, target, notes=None, measure=None, executions=None, count=60, tune=40):
+    data = {"calibrate": split(made.signature, count)}
+    if tune:
+        data["tune"] = split(made.signature, tune, seed=500, name="tune")
+    folder.mkdir(exist_ok=True)
+    return Context(
+        folder,
+        data=data,
+        target=target,
+        scores=SCORES,
+        measure=measure,
+        execute=(executions if executions is not None else []).append,
+        note=(notes if notes is not None else {}).__setitem__,
+    )
+
+
+def engine(folder, proto, target, **options):
+    made = prepared(folder, proto, target)
+    chosen = MixedPrecision(**{**PLAIN, **options})
+    ctx = context(folder / "result", made, target)
+    return chosen._engine(made, ctx, Calibration(ctx, 60, judge=True)), made
+
+
+def power(run, reference, feeds):
+    noise = signal = 0.0
+    for one in feeds:
+        for name, exact in reference(one).items():
+            noise += float(np.square(exact.astype(np.float64) - run(one)[name]).sum())
+            signal += float(np.square(exact.astype(np.float64)).sum())
+    return noise / signal
+
+
+def feeds_of(made, count=6):
+    return [feeds for feeds, _ in split(made.signature, count, seed=900).batches(1)]
+
+
+@pytest.mark.parametrize("target", [X86, OPENVINO, TENSORRT], ids=["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize(
+    "model",
+    [small.mlp, small.cnn, lambda: small.cnn(constants=True), small.attention, small.recurrent],
+    ids=["mlp", "cnn", "constants", "attention", "lstm"],
+)
+def test_gates_tell_what_the_real_model_loses(tmp_path, model, target):
+    found, made = engine(tmp_path, model(), target)
+    exact, feeds = found.runner(found.load(), "f32"), feeds_of(made)
+    assert power(found.alone(Unit("none", (), ())), exact, feeds) < 1e-9
+    every = Mix("f32", frozenset(unit.name for unit in found.units))
+    real = power(found.runner(found.build(every), "f32"), exact, feeds)
+    told = power(found.alone(Unit("all", tuple(found.layers), ())), exact, feeds)
+    assert 10 * abs(np.log10(told / real)) < 0.7, (told, real)
+    found.close()
+
+
+@pytest.mark.parametrize("target", [X86, OPENVINO, TENSORRT], ids=["onnxruntime", "openvino", "tensorrt"])
+def test_a_unit_alone_is_what_the_built_model_of_it_does(tmp_path, target):
+    found, made = engine(tmp_path, small.cnn(), target)
+    exact, feeds = found.runner(found.load(), "f32"), feeds_of(made)
+    for unit in found.units:
+        real = power(found.runner(found.build(Mix("f32", frozenset([unit.name]))), "f32"), exact, feeds)
+        assert 10 * abs(np.log10(power(found.alone(unit), exact, feeds) / real)) < 1.5, unit
+    found.close()
+
+
+@pytest.mark.parametrize("target", [X86, OPENVINO, TENSORRT], ids=["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize("least", [20.0, 32.0, 38.0, 60.0])
+def test_the_budget_holds(tmp_path, target, least):
+    made, notes, executions = prepared(tmp_path, small.cnn(), target), {}, ["f32"]
+    ctx = context(tmp_path / "result", made, target, notes, executions=executions)
+    path = MixedPrecision(**PLAIN, budget={"score": "sqnr", "min": least}, seconds=20).run(made, ctx)
+    run = {"onnx": Onnx, "openvino": Openvino}[made.format]()
+    exact = run.runner(made.path)
+    if executions[-1] == "f32":
+        assert -10 * np.log10(max(power(run.runner(path), exact, feeds_of(made, 40)), 1e-15)) >= least - 0.5
+    kinds = {row["precision"] for row in notes["layers"]}
+    assert ("int8" in kinds) == (least < 60)
+    assert notes["trials"] and len(notes["layers"]) >= 3
+    assert all(row["why"] for row in notes["layers"] if row["precision"] != "int8")
+
+
+def test_finalists_are_timed_and_the_fastest_is_taken(tmp_path):
+    made, notes, seen = prepared(tmp_path, small.cnn(), OPENVINO), {}, {}
+
+    def measure(candidates, seconds):
+        assert seconds > 0
+        for name, one in candidates.items():
+            assert one.path.is_file() and one.path.parent.name == "files"
+            seen[name] = one.execution
+        return {name: 1.0 if name == "all f32" else 2.0 for name in candidates}
+
+    executions = []
+    ctx = context(tmp_path / "result", made, OPENVINO, notes, measure, executions)
+    MixedPrecision(**PLAIN, budget={"score": "sqnr", "min": 15}, seconds=20).run(made, ctx)
+    assert len(seen) > 1 and executions == ["f32"]
+    assert notes["int8_layers"].startswith("0 of") and notes["timed_ms"]["all f32"] == 1.0
+
+
+def test_a_budget_on_a_drop_uses_labels(tmp_path):
+    made = prepared(tmp_path, small.mlp(), X86)
+    with pytest.raises(UsageError, match="needs labels"):
+        MixedPrecision(**PLAIN, budget={"score": "top1", "max_drop": 0.01}).run(made, context(tmp_path / "result", made, X86))
+    notes = {}
+    MixedPrecision(**PLAIN, budget={"score": "agreement", "min": 0.9}, seconds=10).run(made, context(tmp_path / "a", made, X86, notes))
+    assert notes["budget"] == "agreement at least 0.9"
+
+
+def test_what_cannot_be_is_said(tmp_path):
+    made = prepared(tmp_path, small.mlp(), X86)
+    with pytest.raises(StepError, match="met by no mix: the float model itself reaches 150"):
+        MixedPrecision(**PLAIN, budget={"score": "sqnr", "min": 200}).run(made, context(tmp_path / "a", made, X86))
+    with pytest.raises(UsageError, match="no score is called 'top2'"):
+        MixedPrecision(**PLAIN, budget={"score": "top2", "min": 0.5}).run(made, context(tmp_path / "b", made, X86))
+    with pytest.raises(UsageError, match="at least 8 samples to judge by, and there are 3"):
+        MixedPrecision(**PLAIN).run(made, context(tmp_path / "c", made, X86, tune=3))
+    with pytest.raises(ValueError, match="exactly one of max_drop, min, max"):
+        MixedPrecision(budget={"score": "top1"})
+
+
+def test_without_tune_the_last_of_calibrate_judge(tmp_path):
+    made, notes = prepared(tmp_path, small.mlp(), X86), {}
+    MixedPrecision(**PLAIN, seconds=10).run(made, context(tmp_path / "result", made, X86, notes, tune=0))
+    assert notes["calibration_samples"] == 48
+
+
+def test_layers_that_are_kept_are_no_units(tmp_path):
+    found, _ = engine(tmp_path, small.cnn(), X86, keep=["head"])
+    assert "head" not in found.layers and "conv1" in found.layers
+    found.close()
