@@ -37,7 +37,7 @@ from edgeopt.core.artifact import Artifact  # noqa: E402
 from edgeopt.core.plan import Plan, PlanTarget  # noqa: E402
 from edgeopt.core.protocols import Sample  # noqa: E402
 from edgeopt.core.recipe import Measuring, load  # noqa: E402
-from edgeopt.stages import survey, timing  # noqa: E402
+from edgeopt.stages import timing  # noqa: E402
 from edgeopt.stages.children import Child  # noqa: E402
 
 PARTS = ("trials", "traces", "pairs", "tools", "cost")
