@@ -108,7 +108,9 @@ class Context:
     `folder` is empty and takes the result; names of user files are relative to `base`, the recipe's
     folder; `data` maps split names to Splits; `target` holds the declared target fields; `note` adds to the
     artifact's history; `execute` says how the float rest of the result executes (`f32`, `bf16`);
-    `progress(done, total, text)` reports.
+    `progress(done, total, text)` reports. `checkpoints` is a folder of this step's key that may not be there
+    yet, or None where nothing is stored: what a pass leaves in it outlives the process, however it ends, and is
+    gone once the step's result is stored. What is read from it must have been written whole (rename).
 
     Doors that a pass opens by naming them under `uses`:
     reference   the reference variant before its compile
@@ -126,6 +128,7 @@ class Context:
     scores: Mapping[str, Score] = field(default_factory=dict)
     measure: Callable[[Mapping[str, Candidate], float], dict[str, float]] | None = None
     execute: Callable[[str], None] = lambda precision: None
+    checkpoints: Path | None = None
     note: Callable[[str, Any], None] = lambda name, value: None
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
 

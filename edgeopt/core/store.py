@@ -2,6 +2,7 @@
 
 An entry is a folder that appears by one rename, so it is whole or absent, whoever is killed when.
 A lock per key keeps two processes from doing the same work; locks vanish with their process.
+The one exception: a step's `checkpoints` grow while it runs, file by file, under its key, and go when it is done.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from edgeopt.core import digest
 
-KINDS = ("artifacts", "surveys", "sessions", "parities", "goldens")
+KINDS = ("artifacts", "surveys", "sessions", "parities", "goldens", "checkpoints")
 
 
 def default_root() -> Path:

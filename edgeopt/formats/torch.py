@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,8 @@ class Torch:
 @dataclass(frozen=True)
 class Record:
     """What `model.json` says. `structure` maps module names to the integer attributes that differ from
-    a freshly built model; `base` is where the recipe's folder lies inside `code/`, and the factory is named from there."""
+    a freshly built model; `base` is where the recipe's folder lies inside `code/`, and the factory is named from there.
+    `sparse` names the parameters that were pruned one by one: training keeps their zeros."""
 
     factory: str
     arguments: dict[str, Any]
@@ -56,13 +57,15 @@ class Record:
     outputs: tuple[str, ...] | None = None
     structure: dict[str, dict[str, Any]] = field(default_factory=dict)
     base: str = "."
+    sparse: tuple[str, ...] = ()
 
     @staticmethod
     def read(path: Path) -> Record:
         value = json.loads(path.read_text())
         inputs = tuple(TensorSpec(row["name"], row["dtype"], tuple(row["shape"])) for row in value["inputs"])
         outputs = tuple(value["outputs"]) if value["outputs"] else None
-        return Record(value["factory"], value["arguments"], inputs, outputs, value["structure"], value["base"])
+        sparse = tuple(value.get("sparse", ()))
+        return Record(value["factory"], value["arguments"], inputs, outputs, value["structure"], value["base"], sparse)
 
     def write(self, folder: Path) -> Path:
         path = folder / MAIN
@@ -129,12 +132,13 @@ def create(module: nn.Module, folder: Path, record: Record, base: Path) -> Path:
     return _write(module, folder, record)
 
 
-def save(module: nn.Module, folder: Path, like: Path) -> Path:
-    """Put a changed model to rest: the code of the artifact `like`, its own sizes and weights."""
+def save(module: nn.Module, folder: Path, like: Path, sparse: Iterable[str] = ()) -> Path:
+    """Put a changed model to rest: the code of the artifact `like`, its own sizes and weights; more parameters may be sparse now."""
     old = Record.read(like)
     if (like.parent / CODE).is_dir():  # a package's factory has no copies, and empty folders do not travel
         shutil.copytree(like.parent / CODE, folder / CODE)
-    return _write(module, folder, replace(old, structure=_differences(module, old.fresh(like.parent))))
+    found = replace(old, structure=_differences(module, old.fresh(like.parent)), sparse=tuple(sorted({*old.sparse, *sparse})))
+    return _write(module, folder, found)
 
 
 def _write(module: nn.Module, folder: Path, record: Record) -> Path:

@@ -32,6 +32,7 @@ def apply(plan: Plan, step: Step, store: Store, run_folder: Path, progress: Call
         found = load(store, step.key)
         if found is None:
             found = _run(plan, step, store, run_folder, progress)
+        store.drop("checkpoints", step.key)
     return {"seconds": found.history[-1].seconds, "notes": found.history[-1].notes, "bytes": found.size_bytes}
 
 
@@ -47,7 +48,14 @@ def _run(plan: Plan, step: Step, store: Store, run_folder: Path, progress: Calla
         folder.mkdir()
         notes: dict[str, Any] = {}
         started = time.monotonic()
-        ctx = Context(folder=folder, base=Path(plan.base), seed=plan.seed, note=notes.__setitem__, progress=progress)
+        ctx = Context(
+            folder=folder,
+            base=Path(plan.base),
+            seed=plan.seed,
+            checkpoints=store.path("checkpoints", step.key),
+            note=notes.__setitem__,
+            progress=progress,
+        )
         model = before or Artifact(Path(), "", "", "", "", 0, Signature((), ()))
         try:
             main, execution = _perform(plan, step, store, run_folder, model, ctx)

@@ -47,6 +47,9 @@ def build(width=16):
 def probabilities():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(dim=1))
 
+def dropping():
+    return nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4), nn.Softmax(dim=1))
+
 def several(kind):
     class Several(nn.Module):
         def forward(self, tokens, mask):

@@ -10,7 +10,7 @@ import torch
 from edgeopt.core.errors import StepError, UsageError
 from edgeopt.core.protocols import Sample, Split
 from edgeopt.formats import torch as torch_format
-from edgeopt.passes import fine_tune
+from edgeopt.passes import fine_tune_samples
 from edgeopt.passes.fine_tune import FineTune
 
 
@@ -69,7 +69,8 @@ def test_training_learns_and_notes_its_losses(base, model, tmp_path, options):
     assert len(notes["losses"]) == 4
     assert len(notes["tune_losses"]) == 5  # the start included
     assert notes["tune_losses"][notes["best_epoch"]] == min(notes["tune_losses"])
-    assert [done for done, _, _ in told] == [1, 2, 3, 4]
+    assert [done for done, total, _ in told[:-1] if total == 4 * 300 and not done % 300] == [0, 300, 600, 900]
+    assert told[-1] == (1, 1, f"epoch 4: loss {notes['losses'][-1]:.4f}, tune {notes['tune_losses'][-1]:.4f}")
     assert tuned.signature == model.signature
 
 
@@ -128,11 +129,11 @@ def test_regression_takes_the_mean_squared_error(base, model, tmp_path):
 
 
 def test_a_set_larger_than_memory_is_shuffled_through_a_buffer(base, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(fine_tune, "_IN_MEMORY", 50 * 264)
+    monkeypatch.setattr(fine_tune_samples, "IN_MEMORY", 50 * 264)
     data = splits(model)
-    shuffled = fine_tune._Shuffled(data["train"])
-    assert shuffled.held == []
-    walks = [[float(sample.inputs["image"].sum()) for sample in shuffled._samples(np.random.default_rng(seed))] for seed in (0, 0, 1)]
+    shuffled = fine_tune_samples.Shuffled(data["train"])
+    assert (shuffled.held, shuffled.count) == ([], 300)
+    walks = [[float(sample.inputs["image"].sum()) for sample in shuffled.samples(np.random.default_rng(seed))] for seed in (0, 0, 1)]
     plain = [float(sample.inputs["image"].sum()) for sample in data["train"]]
     assert sorted(walks[0]) == sorted(plain)
     assert walks[0] == walks[1] != walks[2]
@@ -208,3 +209,105 @@ def test_a_pruned_model_comes_back(base, tmp_path):
     )
     assert notes["tune_losses"][-1] < notes["tune_losses"][0]
     assert after < before
+
+
+STEPS = """
+import torch
+from torch.nn import functional
+
+def step(model, batch, labels, teacher):
+    assert model.training == torch.is_grad_enabled()
+    given = model(batch["image"])
+    with torch.no_grad():
+        wanted = teacher(batch["image"])
+    return functional.kl_div(given.log(), wanted, reduction="batchmean") + 0.0 * len(labels)
+
+def label_step(model, batch, labels, teacher):
+    return functional.cross_entropy(model(batch["image"]).clamp_min(1e-12).log(), torch.tensor(labels))
+
+def two(model, batch, labels, teacher):
+    return model(batch["image"]).mean(dim=1)
+
+def detached(model, batch, labels, teacher):
+    return torch.zeros(())
+
+def broken(model, batch, labels, teacher):
+    return model(batch["picture"])
+"""
+
+
+@pytest.fixture(scope="module")
+def stepped(base):
+    (base / "steps.py").write_text(STEPS)
+    return base
+
+
+def test_a_step_of_one_s_own_sees_model_batch_labels_and_teacher(stepped, model, tmp_path):
+    teacher, _, _ = train(model, tmp_path / "teacher", stepped, epochs=6)
+    student, notes, _ = train(model, tmp_path / "student", stepped, reference=teacher, step="steps.py:step", epochs=6)
+    assert notes["loss"] == "step"
+    assert accuracy(student) > 0.85
+    plain, ours = (train(model, tmp_path / name, stepped, epochs=2, **options)[0] for name, options in (("a", {}), ("b", LABEL_STEP)))
+    assert (plain.files / "weights.safetensors").read_bytes() == (ours.files / "weights.safetensors").read_bytes()
+    assert [path.name for path in FineTune(**LABEL_STEP).user_files(stepped)] == ["steps.py"]
+
+
+LABEL_STEP = {"step": "steps.py:label_step"}
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("two", r"returned torch.float32 of shape \[\d+\], not one number"),
+        ("detached", "a loss that no weight leads to"),
+        ("broken", r"steps.py:\d+: step 'steps.py:broken': KeyError"),
+    ],
+)
+def test_a_step_that_returns_no_loss_is_told(stepped, model, tmp_path, function, message):
+    with pytest.raises(UsageError, match=message):
+        train(model, tmp_path / "tuned", stepped, splits(model, tune=0), step=f"steps.py:{function}")
+
+
+def test_a_step_and_a_loss_exclude_one_another():
+    with pytest.raises(ValueError, match="`step` computes the loss by itself, and `loss` says another"):
+        FineTune(step="steps.py:step", loss="mse")
+
+
+def test_outputs_that_are_no_classes_are_taught_by_their_squared_distance(base, model, tmp_path):
+    teacher, _, _ = train(model, tmp_path / "teacher", base, epochs=6)
+    unlabelled = splits(model, label=lambda image: None)
+    student, notes, _ = train(model, tmp_path / "student", base, unlabelled, reference=teacher, loss="distill-mse", lr=0.05, epochs=6)
+    assert notes["tune_losses"][-1] < 0.3 * notes["tune_losses"][0]
+    assert accuracy(student) > 0.85
+
+
+def test_patience_without_a_split_to_watch_is_told(base, model, tmp_path):
+    with pytest.raises(UsageError, match="`patience` watches the loss on 'tune'"):
+        train(model, tmp_path / "tuned", base, splits(model, tune=0), patience=2)
+
+
+def test_clipped_gradients_survive_a_rate_that_diverges_without(base, tmp_path):
+    artifact = small.imported(base, tmp_path / "rest")
+    images = [Sample({"image": np.ones((1, 12, 12), np.float32) * 1e4 * index}, index % 10) for index in range(12)]
+    data = {"train": Split("train", lambda: iter(images), artifact.signature)}
+    _, notes, _ = train(artifact, tmp_path / "tuned", base, data, optimizer="sgd", lr=1e-3, batch=4, clip=1e-3)
+    assert np.isfinite(notes["losses"]).all()
+
+
+def test_zeros_of_sparse_weights_stay_zeros(base, tmp_path):
+    artifact = small.imported(base, tmp_path / "rest")
+    module = torch_format.load(artifact.path)
+    with torch.no_grad():
+        module.stem[0].weight[::2] = 0
+        module.head.weight[:, ::3] = 0
+    folder = tmp_path / "sparse" / "files"
+    folder.mkdir(parents=True)
+    sparse = small.at_rest(torch_format.save(module, folder, artifact.path, sparse=["stem.0.weight"]))
+    images = [Sample({"image": np.random.default_rng(index).random((1, 12, 12), dtype=np.float32)}, index % 10) for index in range(32)]
+    data = {"train": Split("train", lambda: iter(images), artifact.signature)}
+    tuned, _, _ = train(sparse, tmp_path / "tuned", base, data, batch=8)
+    after = torch_format.load(tuned.path)
+    assert torch.equal(after.stem[0].weight != 0, module.stem[0].weight != 0)
+    assert not torch.equal(after.stem[0].weight, module.stem[0].weight)
+    assert (after.head.weight != 0).all()  # zeros that nobody asked to keep are free
+    assert torch_format.Record.read(tuned.path).sparse == ("stem.0.weight",)
