@@ -142,7 +142,7 @@ class Pass(Options):
     extra               the extra of edgeopt that installs them
     data                splits it sees; "name?" where it can do without
     target_fields       fields of the target it sees; none: one result serves all targets
-    uses                doors of the context: reference, score, measure
+    uses                doors of the context: reference, score, measure; `machine` puts this machine into the key, as `measure` does
     changes_signature   its result may have other inputs or outputs
     changes_function    its result is not expected to reproduce the outputs (pruning, training)
     tolerance_db        a step that must keep the function fails when outputs agree worse than this SQNR
@@ -179,6 +179,14 @@ class Pass(Options):
     def run(self, model: Artifact, ctx: Context) -> Path:
         """Write the result below `ctx.folder` and return its main file."""
         raise NotImplementedError
+
+    def splits(self) -> tuple[str, ...]:
+        """The splits that it sees with these options: `data`, or fewer."""
+        return self.data
+
+    def doors(self) -> tuple[str, ...]:
+        """The doors that it uses with these options: `uses`, or fewer."""
+        return self.uses
 
     def user_files(self, base: Path) -> list[Path]:
         """Files of the user that the pass reads or runs, besides data; they are part of the key."""

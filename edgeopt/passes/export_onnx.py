@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OPSET = 18  # what torch's exporter writes without converting
+EXPORTERS = ("dynamo", "torchscript")
 
 
 class ExportOnnx(Pass, accepts=("torch",), produces="onnx", needs=("torch", "onnx", "onnxscript")):
@@ -40,13 +41,15 @@ class ExportOnnx(Pass, accepts=("torch",), produces="onnx", needs=("torch", "onn
         return onnx_format.save(proto, ctx.folder / onnx_format.MAIN)
 
 
-def export(module: nn.Module, signature: Signature, outputs: Sequence[str] | None, ctx: Context) -> ModelProto:
+def export(
+    module: nn.Module, signature: Signature, outputs: Sequence[str] | None, ctx: Context, exporters: Sequence[str] = EXPORTERS
+) -> ModelProto:
     """The module as ONNX. Raises StepError with the reason of each exporter when none gets it right."""
     given = _examples(module, signature, outputs)
     reasons: list[str] = []
-    for name, exporter in (("dynamo", _dynamo), ("torchscript", _torchscript)):
+    for name in exporters:
         try:
-            proto = exporter(_wrapped(module, outputs), tuple(given), signature)
+            proto = (_dynamo if name == "dynamo" else _torchscript)(_wrapped(module, outputs), tuple(given), signature)
             onnx_format.strip(proto)
             onnx_format.name_nodes(proto)
             reason = _fixed_axes(proto, signature) or _disagrees(proto, module, signature, given, outputs)

@@ -97,8 +97,8 @@ def _perform(plan: Plan, step: Step, store: Store, run_folder: Path, model: Arti
         data=data,
         target=step.target,
         reference=reference,
-        scores=trial.scores(plan) if "score" in cls.uses else {},
-        measure=trial.measure(plan, step, model, store, run_folder, ctx.progress) if "measure" in cls.uses else None,
+        scores=trial.scores(plan) if "score" in made.doors() else {},
+        measure=trial.measure(plan, step, model, store, run_folder, ctx.progress) if "measure" in made.doors() else None,
         execute=executions.append,
     )
     main = made.run(model, ctx)

@@ -184,7 +184,7 @@ class _Planner:
         made = cls.model_validate(options)
         place = self.recipe.place(*where)
         data = {}
-        for split in cls.data:
+        for split in made.splits():
             wanted = split.removesuffix("?")
             if wanted in self.data:
                 data[wanted] = self.data[wanted].digest
@@ -203,13 +203,13 @@ class _Planner:
             "data": data,
             "target": {field: getattr(target, field) for field in cls.target_fields},
             "files": self._pass_files(made, place),
-            "seed": self.recipe.seed if cls.data else 0,
+            "seed": self.recipe.seed if made.splits() else 0,
             "before": before,
-            "reference": self.reference_key.get(target.name) if "reference" in cls.uses else None,
+            "reference": self.reference_key.get(target.name) if "reference" in made.doors() else None,
         }
-        if "score" in cls.uses:
+        if "score" in made.doors():
             parts["scores"] = self.scores_digest
-        if "measure" in cls.uses:
+        if {"measure", "machine"} & set(made.doors()):
             parts["machine"] = machine.fingerprint()["id"]
         makes = cls.produces or (self.steps[before].makes if before else "")
         return self._add("pass", name, made.model_dump(mode="json"), before, parts, makes, target)

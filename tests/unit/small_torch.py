@@ -102,6 +102,18 @@ class Reshaping(nn.Module):
         halves = torch.relu(self.first(x)).reshape(-1, 2, 32)
         return self.head(torch.relu(self.second(halves.sum(1))))
 
+class Sequence(nn.Module):
+    def __init__(self, kind, layers=1, both=False, state=False):
+        super().__init__()
+        self.embed = nn.Linear(6, 16)
+        self.rnn = getattr(nn, kind)(16, 16, layers, batch_first=True, bidirectional=both)
+        self.state, self.fc, self.head = state, nn.Linear(16 if state or not both else 32, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        output, final = self.rnn(torch.relu(self.embed(x)))
+        final = final[0] if isinstance(final, tuple) else final
+        return self.head(torch.relu(self.fc(final[-1] if self.state else output.mean(1))))
+
 class Random(nn.Module):
     def forward(self, x):
         return x + torch.rand_like(x)
