@@ -14,6 +14,7 @@ from edgeopt.core import machine
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import MissingError, StepError
 from edgeopt.core.protocols import Backend, Context, Options
+from edgeopt.formats import onnx as onnx_format
 
 
 class OnnxruntimeOptions(Options):
@@ -27,12 +28,14 @@ class OnnxruntimeOptions(Options):
 class Onnxruntime(Backend):
     """ONNX Runtime's CPU provider: takes ONNX as it is and rewrites the graph each time it is opened.
 
-    Q/DQ pairs execute as 8-bit kernels, the float rest as f32; FP16 models run, through casts to f32.
+    Q/DQ pairs execute as 8-bit kernels, the float rest as f32; FP16 models run, through casts to f32. For x86,
+    S8 activations become U8 of the same scale, unless the target says `int8: s8s8`.
     """
 
     formats = ("onnx",)
     extra = "onnxruntime"
-    needs = ("onnxruntime",)
+    needs = ("onnxruntime", "onnx")
+    target_fields = ("arch", "int8")
     executions = ("f32",)
     Options = OnnxruntimeOptions
 
@@ -56,9 +59,22 @@ class Onnxruntime(Backend):
 
         shutil.copytree(model.files, ctx.folder, dirs_exist_ok=True)
         main = ctx.folder / model.main
+        if ctx.target.get("arch") == "x86_64" and ctx.target.get("int8") != "s8s8":
+            _retype(main)
         options = ctx.target.get("options", {})
         try:
             runtime.open(main, threads=machine.threads(), requests=1, options=options, execution=model.execution).close()
         except Problem as problem:
             raise StepError(problem.cause, remedy=problem.remedy) from problem
         return main
+
+
+def _retype(main: Path) -> None:
+    """Rewrite the model where it has S8 activations; other models stay as they are, to the byte."""
+    from edgeopt.backends.onnxruntime_u8 import retype
+
+    if retype(onnx_format.load(main, weights=False).graph):
+        proto = onnx_format.load(main)
+        retype(proto.graph)
+        main.with_name(onnx_format.WEIGHTS).unlink(missing_ok=True)
+        onnx_format.save(proto, main)

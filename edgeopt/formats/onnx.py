@@ -33,6 +33,10 @@ class Onnx:
     def signature(self, path: Path) -> Signature:
         return signature_of(load(path, weights=False))
 
+    def rounds(self, path: Path) -> bool:
+        """Whether activations are quantized: then runtimes agree roughly only."""
+        return any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in nodes(load(path, weights=False)))
+
     def runner(self, path: Path) -> Callable[[Feeds], Feeds]:
         """Plain CPU execution: basic rewrites only, so that Q/DQ pairs act as written."""
         try:

@@ -31,6 +31,10 @@ class Openvino:
     def signature(self, path: Path) -> Signature:
         return signature_of(load(path))
 
+    def rounds(self, path: Path) -> bool:
+        """Whether activations are quantized: then two executions agree roughly only."""
+        return any(node.get_type_name() == "FakeQuantize" for node in load(path).get_ops())
+
     def runner(self, path: Path) -> Callable[[Feeds], Feeds]:
         """CPU execution with f32 stated: OpenVINO's own default is bf16 where the CPU has it."""
         model = load(path)

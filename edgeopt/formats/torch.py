@@ -39,6 +39,10 @@ class Torch:
         record = Record.read(path)
         return describe(load(path), record.inputs, record.outputs)
 
+    def rounds(self, path: Path) -> bool:
+        """Never: quantized models leave this format."""
+        return False
+
     def runner(self, path: Path) -> Callable[[Feeds], Feeds]:
         """Eager execution in FP32 on the CPU."""
         record, module = Record.read(path), load(path)

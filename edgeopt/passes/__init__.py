@@ -13,4 +13,5 @@ TABLE = (
     "mixed-precision",
     "prune-channels",
     "fine-tune",
+    "train-int8",
 )

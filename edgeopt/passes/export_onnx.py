@@ -66,6 +66,20 @@ def export(
     )
 
 
+def traced(module: nn.Module, signature: Signature, outputs: Sequence[str] | None) -> ModelProto:
+    """The module as the older exporter writes it, with the declared names and open axes; nothing is compared. Raises StepError."""
+    try:
+        proto = _torchscript(_wrapped(module, outputs), tuple(_examples(module, signature, outputs)), signature)
+        onnx_format.strip(proto)
+        onnx_format.name_nodes(proto)
+        reason = _fixed_axes(proto, signature)
+    except Exception as error:  # noqa: BLE001  (the exporter raises whatever it meets)
+        reason = _cause(error)
+    if reason:
+        raise StepError(f"the model cannot be exported to ONNX: torchscript: {reason}", remedy="leave train-int8 out")
+    return proto
+
+
 def _examples(module: nn.Module, signature: Signature, outputs: Sequence[str] | None) -> list[Tensor]:
     """Inputs to trace with: short sequences where the module takes them, since exporters unroll what they cannot keep a loop."""
     given = torch_format.examples(module, signature.inputs, outputs)

@@ -114,6 +114,27 @@ class Sequence(nn.Module):
         final = final[0] if isinstance(final, tuple) else final
         return self.head(torch.relu(self.fc(final[-1] if self.state else output.mean(1))))
 
+class Upward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.norm = nn.Conv1d(3, 16, 3, stride=2, padding=1), nn.BatchNorm1d(16)
+        self.up, self.grouped = nn.ConvTranspose1d(16, 16, 2, 2), nn.ConvTranspose1d(16, 16, 3, padding=1, groups=4)
+        self.last = nn.Conv1d(16, 3, 1)
+
+    def forward(self, x):
+        x = nn.functional.silu(self.norm(self.down(x)))
+        return self.last(torch.relu(self.grouped(torch.relu(self.up(x))))).mean(2)
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, activation="gelu")
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, tokens):
+        return self.head(self.layer(self.embed(tokens)).mean(1))
+
 class Random(nn.Module):
     def forward(self, x):
         return x + torch.rand_like(x)
