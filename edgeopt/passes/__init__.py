@@ -12,6 +12,8 @@ TABLE = (
     "quantize-int8",
     "mixed-precision",
     "prune-channels",
+    "prune-magnitude",
+    "prune-2-4",
     "fine-tune",
     "train-int8",
 )

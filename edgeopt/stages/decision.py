@@ -85,4 +85,4 @@ def _doubts(words: Words, row: Row) -> list[str]:
         doubts.append(f"two copies of {base} read {number(noise, 1)} % apart: the machine was too restless for fine differences")
     if row.latency_ms is None and row.throughput_per_s is None:
         doubts.append("not measured here: chosen as the last variant listed whose accuracy gates pass")
-    return doubts
+    return doubts + words.warnings(row)

@@ -77,7 +77,7 @@ def _target(words: Words, target: TargetInfo, index: int) -> dict[str, Any]:
         "rows": [_row(words, row, demands, target.scenario == "throughput") for row in rows],
         "demands": demands,
         "others": [(row.variant, words.why_not(row)) for row in rows if not row.picked],
-        "remarks": [(row.variant, words.flags(row)) for row in rows if row.flags],
+        "remarks": [(row.variant, told) for row in rows if (told := words.flags(row) + words.warnings(row))],
         "tables": [
             (
                 "scatter",

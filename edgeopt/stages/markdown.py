@@ -57,8 +57,9 @@ def _target(words: Words, target: TargetInfo) -> list[str]:
             "### Why not the others",
             "\n".join(f"- **{escaped(row.variant)}**: {escaped('; '.join(words.why_not(row)))}" for row in others),
         ]
-    flags = [f"- {escaped(row.variant)}: {escaped('; '.join(words.flags(row)))}" for row in rows if row.flags]
-    return parts + (["### Remarks", "\n".join(flags)] if flags else [])
+    remarks = [(row.variant, words.flags(row) + words.warnings(row)) for row in rows]
+    lines = [f"- {escaped(variant)}: {escaped('; '.join(told))}" for variant, told in remarks if told]
+    return parts + (["### Remarks", "\n".join(lines)] if lines else [])
 
 
 def _cells(words: Words, row: Row, target: TargetInfo) -> list[str]:

@@ -250,6 +250,10 @@ class Words:
         """A row's flags in words."""
         return [FLAGS.get(flag, flag) for flag in row.flags]
 
+    def warnings(self, row: Row) -> list[str]:
+        """What the steps that made a row warned of: "prune-2-4: 2:4 zeros give speed in …"."""
+        return [f"{step.step}: {step.notes['warning']}" for step in row.history if step.notes.get("warning")]
+
     # gates
 
     def wants(self, gate: dict[str, Any]) -> str:

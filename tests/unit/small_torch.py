@@ -135,6 +135,14 @@ class Encoder(nn.Module):
     def forward(self, tokens):
         return self.head(self.layer(self.embed(tokens)).mean(1))
 
+class Embedded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.first, self.head = nn.Embedding(20, 16), nn.Linear(16, 32), nn.Linear(32, 3)
+
+    def forward(self, tokens):
+        return self.head(torch.relu(self.first(self.embedding(tokens))).mean(1))
+
 class Random(nn.Module):
     def forward(self, x):
         return x + torch.rand_like(x)

@@ -8,6 +8,8 @@ import reports
 from edgeopt.core.session import Speedup
 from edgeopt.stages import facts
 from edgeopt.stages.decision import decide
+from edgeopt.stages.html import html
+from edgeopt.stages.markdown import markdown
 from edgeopt.stages.numbers import factor, measured, megabytes, number, plain, seconds
 from edgeopt.stages.words import EXITS, Words
 
@@ -178,6 +180,18 @@ def test_why_a_row_is_not_taken(words: Words) -> None:
     assert "moved while it was measured" in words.why_not(row_of(words, "x86-openvino-throughput", "int8"))[-1]
     (why,) = words.why_not(row_of(words, "x86-openvino", "pruned"))
     assert why.startswith("top1 loses at most 1 point: inconclusive, 1.2 points lower [+0.7, +1.7] (the 95 % interval holds the limit")
+
+
+def test_what_a_step_warned_of_is_told_with_the_decision_and_in_the_pages() -> None:
+    plain = reports.plain()
+    warned = reports.step("prune-2-4", warning="2:4 zeros give speed on GPUs only")
+    rows = [row.model_copy(update={"history": [*row.history, warned]}) if row.variant == "int8" else row for row in plain.rows]
+    report = plain.model_copy(update={"rows": rows})
+    told = "prune-2-4: 2:4 zeros give speed on GPUs only"
+    assert decide(Words(report), "x86-openvino").doubts == [told]
+    for page in (markdown(report), html(report)):
+        assert told in page
+    assert told not in markdown(plain)
 
 
 def test_flags_are_told_in_words(words: Words) -> None:
