@@ -136,6 +136,7 @@ def _parsed(builder: trt.Builder, path: str, said: list[log.Line]) -> tuple[trt.
 
 def _configured(builder: trt.Builder, options: Mapping[str, Any]) -> trt.IBuilderConfig:
     config = builder.create_builder_config()
+    config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)  # kernels that skip zeros may be chosen where weights are 2:4
     if options["tf32"]:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
