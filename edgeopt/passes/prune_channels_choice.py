@@ -56,7 +56,7 @@ def by_macs(
 
 
 def _unreachable(goal: float, nearest: float, some: bool, why: Mapping[str, str]) -> Unreachable:
-    told = "; ".join(f"{name}: {reason}" for name, reason in list(why.items())[:5])
+    told = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in list(why.items())[:5])
     if not some:
         return Unreachable(
             f"no channels can be removed ({told or 'the model has no convolution or linear layer'})",
