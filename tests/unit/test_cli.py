@@ -419,7 +419,7 @@ def test_one_pass_is_explained_with_its_options(capsys: pytest.CaptureFixture[st
         "epochs",
         "whole number at least 1",
         "adamw or adam or sgd",
-        "learning rate of the first epoch",
+        "learning rate at the start",
         "torch",
         "train",
         "tune (if there)",
