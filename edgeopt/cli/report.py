@@ -10,7 +10,7 @@ import click
 
 from edgeopt.cli.answer import Answer
 from edgeopt.cli.commands import json_option
-from edgeopt.cli.walk import in_folder, judged_answer
+from edgeopt.cli.walk import in_folder, judged_answer, recipe_folder
 
 if TYPE_CHECKING:
     from edgeopt.core.report import Report
@@ -20,9 +20,10 @@ FORMATS = ("md", "json", "junit", "github", "gitlab")
 
 @click.command()
 @click.argument("runs", type=click.Path(path_type=Path), metavar="RUN...", nargs=-1, required=True)
+@recipe_folder
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Print it in this form instead of tables.")
 @json_option
-def report(runs: tuple[Path, ...], form: str | None) -> Answer:
+def report(runs: tuple[Path, ...], base: Path | None, form: str | None) -> Answer:
     """Judge the gates on what was measured; writes report.json, .md, .html and junit.xml into each run folder.
 
     A report.json is told as it is. With --format github the page goes to the step summary where there is
@@ -30,7 +31,7 @@ def report(runs: tuple[Path, ...], form: str | None) -> Answer:
     """
     from edgeopt.core.errors import combine
 
-    found = [_read(run) for run in runs]
+    found = [_read(run, base) for run in runs]
     reports = [one for one, _ in found]
     code = combine(one.exit_code for one in reports)
     value = reports[0] if len(reports) == 1 else [one.model_dump(mode="json") for one in reports]
@@ -42,14 +43,14 @@ def report(runs: tuple[Path, ...], form: str | None) -> Answer:
     return Answer(value, lambda: "\n\n".join(answer.words() for answer in answers), code)
 
 
-def _read(run: Path) -> tuple[Report, Path]:
+def _read(run: Path, base: Path | None) -> tuple[Report, Path]:
     """A report and its folder: of a run folder judged anew, else as it was written."""
     from edgeopt.core.report import Report
     from edgeopt.stages.report import report as stage
 
     if run.name == "report.json" or (not (run / "plan.json").exists() and (run / "report.json").exists()):
         return Report.read(run), run if run.is_dir() else run.parent
-    planned, folder = in_folder(run)
+    planned, folder = in_folder(run, base)
     return stage(planned, folder), folder
 
 

@@ -25,6 +25,9 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="A line for reused
 _remeasure = click.option("--remeasure", is_flag=True, help="Measure again, also what was measured before.")
 _recipe = click.argument("recipe", type=_PATH, metavar="RECIPE")
 _folder = click.argument("folder", type=_PATH, metavar="RUN-FOLDER")
+recipe_folder = click.option(
+    "--recipe-folder", "base", type=_PATH, metavar="DIR", help="Where the recipe's folder lies now, with the data and code that it names."
+)
 
 
 @click.command()
@@ -73,22 +76,25 @@ def plan(recipe: Path, output: Path | None) -> Answer:
 @click.command()
 @click.argument("given", type=_PATH, metavar="RECIPE|RUN-FOLDER")
 @_output
+@recipe_folder
 @_quiet
 @_verbose
 @json_option
-def build(given: Path, output: Path | None, quiet: bool, verbose: bool) -> Answer:
+def build(given: Path, output: Path | None, base: Path | None, quiet: bool, verbose: bool) -> Answer:
     """Make every artifact of a recipe, or of the plan in a run folder."""
     from edgeopt.cli.progress import listen
     from edgeopt.core.errors import UsageError, combine
     from edgeopt.stages.build import build as stage
 
     if given.is_dir() or given.name == "plan.json":
-        planned, folder = in_folder(given)
+        planned, folder = in_folder(given, base)
         if output:
             raise UsageError("--output and a run folder exclude each other", remedy=f"edgeopt build {given}")
     else:
         from edgeopt.stages.run import choose_folder
 
+        if base:
+            raise UsageError("--recipe-folder goes with a run folder", remedy=f"a recipe knows its own: edgeopt build {given}")
         planned = _planned(given)
         folder = choose_folder(planned.name, output)
     with listen(quiet, verbose) as progress:
@@ -99,18 +105,23 @@ def build(given: Path, output: Path | None, quiet: bool, verbose: bool) -> Answe
 
 @click.command()
 @_folder
+@recipe_folder
 @_remeasure
 @_quiet
 @_verbose
 @json_option
-def measure(folder: Path, remeasure: bool, quiet: bool, verbose: bool) -> Answer:
-    """Score and time the artifacts of a run folder, all variants of a target together."""
+def measure(folder: Path, base: Path | None, remeasure: bool, quiet: bool, verbose: bool) -> Answer:
+    """Score and time the artifacts of a run folder, all variants of a target together.
+
+    The folder may come from another machine. The recipe's folder is looked for where it lay, as seen from the run
+    folder; samples that the build did not see are refused.
+    """
     from edgeopt.cli.progress import listen
     from edgeopt.core.errors import combine
     from edgeopt.stages.measure import measure as stage
     from edgeopt.stages.numbers import count
 
-    planned, folder = in_folder(folder)
+    planned, folder = in_folder(folder, base)
     with listen(quiet, verbose) as progress:
         sessions = stage(planned, folder, remeasure=remeasure, progress=progress)
     failed = [(session, one) for session in sessions for one in session.variants if one.error]
@@ -144,8 +155,8 @@ def _planned(recipe: Path) -> Plan:
     return stage(load(recipe))
 
 
-def in_folder(given: Path) -> tuple[Plan, Path]:
-    """The plan in a run folder; naming a file inside it is as good."""
+def in_folder(given: Path, base: Path | None = None) -> tuple[Plan, Path]:
+    """The plan in a run folder; naming a file inside it is as good. `base` is where the recipe's folder lies now, which the plan keeps."""
     from pydantic import ValidationError
 
     from edgeopt.core.errors import UsageError
@@ -160,8 +171,13 @@ def in_folder(given: Path) -> tuple[Plan, Path]:
         raise UsageError(f"no such folder: {given}", remedy="name a run folder: runs/NAME-latest is the newest one of a recipe")
     if not (folder / "plan.json").is_file():
         raise UsageError(f"{folder} is no run folder: it holds no plan.json", remedy=f"edgeopt plan RECIPE --output {folder} writes one")
+    if base and not base.is_dir():
+        raise UsageError(f"no such folder: {base}", remedy="name the folder that the recipe lies in")
     try:
-        return Plan.read(folder), folder
+        plan = Plan.read(folder, base)
+        if base:
+            plan.write(folder)
+        return plan, folder
     except ValidationError:
         remedy = f"edgeopt plan RECIPE --output {folder} writes it anew"
         raise UsageError(f"{folder / 'plan.json'} is damaged, or of another version of edgeopt", remedy=remedy) from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,11 @@ def of_folder(folder: Path) -> str:
     """sha256 over the relative names and digests of all files below a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return of_value({path.relative_to(folder).as_posix(): of_file(path) for path in files})
+
+
+def of_files(paths: Iterable[Path], base: Path) -> list[list[str]]:
+    """Names relative to `base` and digests of files, sorted. Names count: a moved image has another label."""
+    return sorted([Path(os.path.relpath(path, base)).as_posix(), of_file(path)] for path in paths)
 
 
 def load_memo(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,10 @@ class DataRef(Options):
 
 
 class Plan(Options):
-    """What will run, in order. Paths are relative to `base`."""
+    """What will run, in order. Paths are relative to `base`, the recipe's folder.
+
+    Run folder and recipe may move: where the recipe's folder lies as seen from the run folder is kept too.
+    """
 
     edgeopt_plan: Literal[1] = 1
     edgeopt: str
@@ -67,6 +71,7 @@ class Plan(Options):
     recipe_digest: str
     recipe_file: str
     base: str
+    base_from_here: str = Field(default="", description="the same as seen from the folder that plan.json lies in")
     reference: str
     reference_added: bool = Field(default=False, description="the recipe has no variant without passes; never picked")
     steps: dict[str, Step]
@@ -75,6 +80,7 @@ class Plan(Options):
     data: dict[str, DataRef]
     scores: list[PlugUse]
     scores_digest: str = Field(description="the scores with their code, and the user's files they run")
+    scores_files: str = Field(default="", description="digest of those files alone")
     gates: list[Gate]
     pick: Literal["latency", "throughput", "size"]
     measure: Measuring
@@ -87,11 +93,21 @@ class Plan(Options):
     def target_of(self, name: str) -> PlanTarget:
         return next(one for one in self.targets if one.target.name == name)
 
+    def here(self) -> Plan:
+        """The same plan with the thread counts of this machine, which may not be the one that it was made on."""
+        targets = [one.model_copy(update={"threads": one.target.thread_count}) for one in self.targets]
+        return self.model_copy(update={"targets": targets})
+
     def write(self, folder: Path) -> Path:
         path = folder / "plan.json"
-        path.write_text(self.model_dump_json(indent=1) + "\n")
+        seen = Path(os.path.relpath(self.base, folder.resolve())).as_posix()
+        path.write_text(self.model_copy(update={"base_from_here": seen}).model_dump_json(indent=1) + "\n")
         return path
 
     @staticmethod
-    def read(folder: Path) -> Plan:
-        return Plan.model_validate_json((folder / "plan.json").read_text())
+    def read(folder: Path, base: Path | None = None) -> Plan:
+        """The plan in a run folder. `base` says where the recipe's folder lies now; else it is where the recipe is found."""
+        plan = Plan.model_validate_json((folder / "plan.json").read_text())
+        near = Path(os.path.normpath(folder.resolve() / plan.base_from_here))
+        moved = plan.base_from_here and (near / Path(plan.recipe_file).name).is_file()
+        return plan.model_copy(update={"base": str(base.absolute() if base else near if moved else plan.base)})

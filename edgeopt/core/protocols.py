@@ -188,6 +188,13 @@ class Pass(Options):
         """The doors that it uses with these options: `uses`, or fewer."""
         return self.uses
 
+    def original(self, base: Path) -> Callable[[Feeds], Feeds]:
+        """An import's model as the user gave it, run plainly: what its result is held against. Outputs stand in its result's order.
+
+        Whatever this raises, or running it, stands in the parity record; it does not fail the import.
+        """
+        raise NotImplementedError
+
     def user_files(self, base: Path) -> list[Path]:
         """Files of the user that the pass reads or runs, besides data; they are part of the key."""
         return []

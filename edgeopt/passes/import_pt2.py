@@ -13,7 +13,7 @@ import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +23,7 @@ from edgeopt.core.errors import StepError, UntrustedError, UsageError
 from edgeopt.core.model import FileRef
 from edgeopt.core.protocols import Context, Pass
 from edgeopt.formats import onnx as onnx_format
+from edgeopt.formats import torch as torch_format
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,13 +68,7 @@ class ImportPt2(Pass, FileRef, produces="onnx", needs=("torch", "onnx", "onnxscr
         torch = registry.need("torch", "torch")
         registry.need("onnxscript", "torch")
         path = self.locate(ctx.base)
-        refuse_code(path)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                program = torch.export.load(path)
-        except Exception as error:
-            raise UsageError(f"{path.name} cannot be loaded: {_line(error)}", remedy=_AGAIN) from error
+        program = load(path)
         try:
             inputs, outputs = names(program)
             exported = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, opset_version=OPSET, verbose=False)
@@ -89,6 +84,24 @@ class ImportPt2(Pass, FileRef, produces="onnx", needs=("torch", "onnx", "onnxscr
         if reason:
             raise StepError(f"{path.name}: the exported {reason} than the program", remedy="export it yourself and give it as `onnx`")
         return onnx_format.save(proto, ctx.folder / onnx_format.MAIN)
+
+    def original(self, base: Path) -> Callable[[Feeds], Feeds]:
+        """The traced program itself, in torch."""
+        program = load(self.locate(base))
+        inputs, outputs = names(program)
+        return lambda feeds: dict(zip(outputs, _results(program, [feeds[name] for name in inputs]), strict=True))
+
+
+def load(path: Path) -> Any:
+    """The traced program of a file that holds no code. Raises UsageError or UntrustedError."""
+    torch = registry.need("torch", "torch")
+    refuse_code(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(path)
+    except Exception as error:
+        raise UsageError(f"{path.name} cannot be loaded: {_line(error)}", remedy=_AGAIN) from error
 
 
 def refuse_code(path: Path) -> None:
@@ -192,20 +205,26 @@ def _disagrees(proto: ModelProto, program: Any) -> str:
     """How the outputs on the program's own example inputs differ, if it brings any."""
     import torch
 
-    if program.example_inputs is None or program.example_inputs[1]:
+    if program.example_inputs is None:
         return ""
     flat = torch.utils._pytree.tree_leaves(program.example_inputs)
     names = [spec.name for spec in onnx_format.signature_of(proto).inputs]
     if len(flat) != len(names) or not all(map(torch.is_tensor, flat)):
         return ""
-    with torch.inference_mode():
-        wanted = torch.utils._pytree.tree_leaves(program.module()(*program.example_inputs[0]))
+    given = [one.detach().numpy() for one in flat]
     with tempfile.TemporaryDirectory() as folder:
-        found = onnx_format.Onnx().runner(onnx_format.save(proto, Path(folder) / onnx_format.MAIN))(
-            {name: one.detach().numpy() for name, one in zip(names, flat, strict=True)}
-        )
-    tensors = [one.detach().numpy() for one in wanted if torch.is_tensor(one)]
-    return onnx_format.difference(dict(zip(found, tensors, strict=True)), found)
+        found = onnx_format.Onnx().runner(onnx_format.save(proto, Path(folder) / onnx_format.MAIN))(dict(zip(names, given, strict=True)))
+    return onnx_format.difference(dict(zip(found, _results(program, given), strict=True)), found)
+
+
+def _results(program: Any, flat: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    """The program's outputs in order; `flat` are its inputs in order, however it nests them."""
+    import torch
+
+    args, kwargs = torch.utils._pytree.tree_unflatten([torch_format.tensor(one) for one in flat], program.call_spec.in_spec)
+    with torch.inference_mode():
+        found = torch.utils._pytree.tree_leaves(program.module()(*args, **kwargs))
+    return list(torch_format.arrays({str(index): one for index, one in enumerate(found) if torch.is_tensor(one)}).values())
 
 
 def _line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,8 +16,10 @@ from edgeopt.core.protocols import Context, Pass
 from edgeopt.formats import torch as torch_format
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
+    Feeds = dict[str, np.ndarray[Any, Any]]
     State = dict[str, Tensor]
 
 # What wrappers put before every name: DataParallel, torch.compile, Lightning modules.
@@ -39,14 +41,25 @@ class ImportTorch(Pass, TorchModel, produces="torch", needs=("torch", "safetenso
     def run(self, model: Artifact, ctx: Context) -> Path:
         inputs = tuple(TensorSpec(name, spec.dtype, tuple(spec.shape)) for name, spec in self.inputs.items())
         outputs = tuple(self.outputs) if self.outputs else None
-        module = torch_format.build(self.factory, self.arguments, ctx.base)
-        if self.weights:
-            load_weights(module, read_weights(self.weights, ctx.base), self.weights.file, ctx)
-        else:
+        module = self._trained(ctx)
+        if not self.weights:
             ctx.note("weights", "none given: those that the factory made")
         ctx.note("parameters", sum(one.numel() for one in module.parameters()))
         torch_format.describe(module, inputs, outputs)  # refuses inputs that the model cannot take, before anything is written
         return torch_format.create(module, ctx.folder, torch_format.Record(self.factory, self.arguments, inputs, outputs), ctx.base)
+
+    def original(self, base: Path) -> Callable[[Feeds], Feeds]:
+        """The factory's own module, its weights read from the user's file."""
+        module = self._trained(Context(folder=Path(), base=base))
+        return lambda feeds: torch_format.arrays(
+            torch_format.run(module, [torch_format.tensor(feeds[name]) for name in self.inputs], self.outputs)
+        )
+
+    def _trained(self, ctx: Context) -> nn.Module:
+        module = torch_format.build(self.factory, self.arguments, ctx.base)
+        if self.weights:
+            load_weights(module, read_weights(self.weights, ctx.base), self.weights.file, ctx)
+        return module
 
 
 def read_weights(ref: WeightsRef, base: Path) -> State:

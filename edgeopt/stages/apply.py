@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeopt.core import digest, registry
 from edgeopt.core.artifact import FILES, Artifact, Event, Signature, TensorSpec
-from edgeopt.core.errors import StepError, from_exception
+from edgeopt.core.errors import StepError, UsageError, from_exception
 from edgeopt.core.plan import Plan, Step
 from edgeopt.core.protocols import Backend, Context, Pass, stack
 from edgeopt.core.store import Store
@@ -25,6 +25,7 @@ MAX_DB = 150.0
 # A compile must not change the function: below this SQNR something is broken. bf16 keeps 8 bits of mantissa; 8-bit numbers
 # are rounded by each runtime in its own way, which a deep model amplifies as it does the quantization itself.
 COMPILE_DB = {"f32": 25.0, "bf16": 10.0, "int8": 10.0}
+_ANEW = "the import changed what the model computes: export the model anew, at opset 17 or later"
 
 
 def apply(plan: Plan, step: Step, store: Store, run_folder: Path, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _run(plan: Plan, step: Step, store: Store, run_folder: Path, progress: Calla
         _check_signature(step, model, artifact)
         artifact.write()
         (scratch / PARTS).write_text(json.dumps(step.parts))
-        _check_parity(plan, step, store, model, artifact)
+        _check_parity(plan, step, store, before, artifact)
         return artifact.at(store.put("artifacts", step.key, scratch))
 
 
@@ -92,6 +93,10 @@ def _perform(plan: Plan, step: Step, store: Store, run_folder: Path, model: Arti
     if step.reference and reference is None:
         raise StepError(f"{step.plug}: the reference variant could not be built", remedy="see its own error")
     made = cls.model_validate(step.options)
+    if digest.of_files(made.user_files(ctx.base), ctx.base) != step.parts["files"]:
+        raise UsageError(
+            f"{step.plug}: its files changed after the plan was made", remedy="run `edgeopt plan` again: a key names what went in"
+        )
     executions = [cls.sets_execution or model.execution["float"]]
     ctx = replace(
         ctx,
@@ -130,14 +135,14 @@ def _same(one: TensorSpec, other: TensorSpec) -> bool:
 
 
 def check_parity(plan: Plan, step: Step, store: Store) -> dict[str, Any]:
-    """Compare a stored step's outputs with its predecessor's, on this plan's samples."""
-    before, after = load(store, step.before or ""), load(store, step.key)
-    if before and after:
+    """Compare a stored step's outputs with its predecessor's, an import's with the user's own model's, on this plan's samples."""
+    before, after = load(store, step.before) if step.before else None, load(store, step.key)
+    if after and (before or not step.before):
         _check_parity(plan, step, store, before, after)
     return {}
 
 
-def _check_parity(plan: Plan, step: Step, store: Store, before: Artifact, after: Artifact) -> None:
+def _check_parity(plan: Plan, step: Step, store: Store, before: Artifact | None, after: Artifact) -> None:
     if not keys.wants_parity(step):
         return
     try:
@@ -146,29 +151,29 @@ def _check_parity(plan: Plan, step: Step, store: Store, before: Artifact, after:
         return  # no survey yet: an import is looked at before its data is
     feeds = [stack([sample], after.signature) for sample in kept]
     try:
-        old, new = _outputs(before, feeds), _outputs(after, feeds, compiled=step.kind == "compile")
+        new = _outputs(after, feeds, compiled=step.kind == "compile")
+        old, refused = (_outputs(before, feeds), None) if before else _original(plan, step, feeds)
     except Exception as error:  # a model that does not run is a failed step, whatever the runtime raises
         raise from_exception(error, f"{step.plug}: running its result") from error
     names = [spec.name for spec in after.signature.outputs]
-    record = _compare(old, new, names) | {"samples": len(feeds)}
     tolerance = _tolerance(step, before, after)
-    record["tolerance_db"] = tolerance
+    record = _compare(step, old, new, names) | {"samples": len(old), "tolerance_db": tolerance, "not_compared": refused}
     if record["not_finite"]:
         raise StepError(
             f"{step.plug}: NaN or infinity in output '{record['not_finite']}'",
-            remedy="leave the pass out, or keep the overflowing nodes in float",
+            remedy="leave the pass out, or keep the overflowing nodes in float" if before else _ANEW,
         )
     if tolerance is not None and record["sqnr_db"] is not None and record["sqnr_db"] < tolerance:
         raise StepError(
             f"{step.plug}: parity is broken: outputs agree to {record['sqnr_db']:.1f} dB SQNR only, {tolerance:.0f} dB is the least",
-            remedy="leave the pass out, or keep the layers that it breaks (`edgeopt inspect` shows them)",
+            remedy="leave the pass out, or keep the layers that it breaks (`edgeopt inspect` shows them)" if before else _ANEW,
         )
     with store.scratch() as folder:
         (folder / "parity.json").write_text(json.dumps(record))
         store.put("parities", keys.parity(plan, step), folder)
 
 
-def _tolerance(step: Step, before: Artifact, after: Artifact) -> float | None:
+def _tolerance(step: Step, before: Artifact | None, after: Artifact) -> float | None:
     """The least SQNR in dB, or None where a step may change the function. A model that was quantized already agrees roughly."""
     if step.kind == "compile":
         least = COMPILE_DB[after.execution["float"]]
@@ -177,7 +182,7 @@ def _tolerance(step: Step, before: Artifact, after: Artifact) -> float | None:
         if cls.changes_function:
             return None
         least = cls.tolerance_db
-    return min(least, COMPILE_DB["int8"]) if _format(before.format).rounds(before.path) else least
+    return min(least, COMPILE_DB["int8"]) if before and _format(before.format).rounds(before.path) else least
 
 
 def _outputs(artifact: Artifact, feeds: list[dict[str, Any]], compiled: bool = False) -> list[dict[str, Any]]:
@@ -190,8 +195,20 @@ def _outputs(artifact: Artifact, feeds: list[dict[str, Any]], compiled: bool = F
         return [child.ask("infer", arrays=feed)[1] for feed in feeds]
 
 
-def _compare(old: list[dict[str, Any]], new: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
-    """Largest absolute error and SQNR in dB over all samples and outputs."""
+def _original(plan: Plan, step: Step, feeds: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+    """The outputs of the user's own model, or why there are none: it may be one that nothing here runs as it is."""
+    made: Pass = registry.load("passes", step.plug).model_validate(step.options)
+    try:
+        run = made.original(Path(plan.base))
+        return [run(feed) for feed in feeds], None
+    except Exception as error:  # noqa: BLE001  (whatever a runtime raises that does not take it)
+        return [], from_exception(error, "the original does not run here").cause
+
+
+def _compare(step: Step, old: list[dict[str, Any]], new: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """Largest absolute error and SQNR in dB over all samples and outputs; null where nothing was compared."""
+    if not old:
+        return {"max_abs": None, "sqnr_db": None, "not_finite": None}
     signal = noise = largest = 0.0
     not_finite = None
     for one, other in zip(old, new, strict=True):
@@ -199,7 +216,8 @@ def _compare(old: list[dict[str, Any]], new: list[dict[str, Any]], names: list[s
             x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
             if x.shape != y.shape:
                 raise StepError(
-                    f"output '{name}' has shape {list(y.shape)} now, before it had {list(x.shape)}", remedy="leave the pass out"
+                    f"{step.plug}: output '{name}' has the shape {list(y.shape)} now, before it had {list(x.shape)}",
+                    remedy="leave the pass out" if step.before else _ANEW,
                 )
             if not np.isfinite(y).all() and np.isfinite(x).all():
                 not_finite = name

@@ -18,7 +18,7 @@ from edgeopt.core.progress import Progress
 from edgeopt.core.protocols import Options
 from edgeopt.core.report import StepInfo
 from edgeopt.core.store import Store
-from edgeopt.stages import keys
+from edgeopt.stages import keys, stand_in
 from edgeopt.stages.children import Worker
 
 
@@ -86,14 +86,16 @@ class _Builder:
         if not self.plan.rows:
             return
         model = self.plan.rows[0].steps[0]
-        self._step(model, "import")
+        self._step(model, "import", parity=False)
         surveys = {split: keys.survey(self.plan, split, model) for split in self.plan.data}
         for split, key in surveys.items():
             if self.store.get("surveys", key) is None:
                 self._ask({"do": "survey", "split": split, "model": model}, f"data: {split}")
         if self.store.get("surveys", keys.disjoint(self.plan, model)) is None:
             self._ask({"do": "disjoint", "model": model}, "data: no sample in two splits")
-        shutil.copyfile(self.store.path("surveys", surveys["evaluate"]) / "samples.npz", self.folder / "samples.npz")
+        self._step(model, "import")
+        for name in ("samples.npz", "seen.npz"):  # what measuring needs, here or on another machine
+            shutil.copyfile(self.store.path("surveys", surveys["evaluate"]) / name, self.folder / name)
 
     def row(self, row: PlanRow) -> BuildRow:
         """Build one row; its failure is its own."""
@@ -108,7 +110,9 @@ class _Builder:
         try:
             steps = [self._step(key, f"{row.variant} · {self.plan.steps[key].plug}") for key in row.steps]
             artifact = Artifact.read(self.store.path("artifacts", row.artifact))
-            place = self._take(artifact, row)
+            place = self._take(artifact, self.folder / "artifacts" / row.target / row.variant)
+            if backend.can_measure(fields) or self.plan.target_of(row.target).need != "measured":
+                self._take(Artifact.read(self.store.path("artifacts", row.steps[-2])), stand_in.place(self.folder, row))
         except EdgeoptError as error:
             return BuildRow(**base, status="failed", reason=str(error), exit_code=error.exit_code)
         history = [self._told(event) for event in artifact.history]
@@ -122,12 +126,12 @@ class _Builder:
             history=history,
         )
 
-    def _step(self, key: str, label: str) -> bool:
-        """Make sure that a step's result is in the store; True when it already was."""
+    def _step(self, key: str, label: str, *, parity: bool = True) -> bool:
+        """Make sure that a step's result is in the store, and its parity record; True when the result already was."""
         step = self.plan.steps[key]
         if key in self.failed:
             raise self.failed[key]
-        wants = keys.wants_parity(step)
+        wants = parity and keys.wants_parity(step)
         try:
             if keys.whole(self.store, key):
                 if wants and self.store.get("parities", keys.parity(self.plan, step)) is None:
@@ -149,9 +153,8 @@ class _Builder:
         finally:
             self.seconds[label] = round(self.seconds.get(label, 0) + time.monotonic() - started, 3)
 
-    def _take(self, artifact: Artifact, row: PlanRow) -> Path:
+    def _take(self, artifact: Artifact, place: Path) -> Path:
         """Copy an artifact into the run folder, unless the same one lies there."""
-        place = self.folder / "artifacts" / row.target / row.variant
         try:
             if Artifact.read(place).digest == artifact.digest and digest.of_folder(place / "files") == artifact.digest:
                 return place

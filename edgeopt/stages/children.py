@@ -36,8 +36,12 @@ QUIET = {
 
 
 def environment() -> dict[str, str]:
-    """The environment of a child."""
-    return {**os.environ, **QUIET}
+    """The environment of a child: it finds the modules that this process finds, and no others.
+
+    Children are started with -P: a file `types.py` in the folder where the user stands must not be taken for Python's.
+    """
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    return {**os.environ, **QUIET, "PYTHONPATH": path}
 
 
 class Child:
@@ -46,7 +50,7 @@ class Child:
     def __init__(self, name: str, log: IO[bytes] | int = subprocess.DEVNULL) -> None:
         self.name = name
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgeopt.runner", "serve"],
+            [sys.executable, "-P", "-m", "edgeopt.runner", "serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -142,7 +146,7 @@ class Worker:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         with self._log_path.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "edgeopt.stages.worker", *self._arguments],
+                [sys.executable, "-P", "-m", "edgeopt.stages.worker", *self._arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from edgeopt.core import digest, registry
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.plan import Plan, Step
-from edgeopt.core.protocols import Backend
+from edgeopt.core.protocols import Backend, Pass
 from edgeopt.core.store import Store
 
 
 def survey(plan: Plan, split: str, model: str) -> str:
     """A split's survey: its data, and the import whose inputs it must fit."""
-    return digest.of_value({"survey": 1, "data": plan.data[split].digest, "model": model})
+    return digest.of_value({"survey": 2, "data": plan.data[split].digest, "model": model})
 
 
 def disjoint(plan: Plan, model: str) -> str:
@@ -25,11 +25,14 @@ def parity(plan: Plan, step: Step) -> str:
 
 
 def wants_parity(step: Step) -> bool:
-    """Whether a step's result can be run here and held against its predecessor's."""
+    """Whether a step's result can be run here and held against its predecessor's, an import's against the user's own model."""
+    if step.before is None:
+        made: type[Pass] = registry.load("passes", step.plug)
+        return made.original is not Pass.original
     if step.kind == "compile":
         backend: Backend = registry.load("backends", step.plug)()
         return step.makes != "null" and not backend.can_measure({**step.target, "options": step.options})
-    return step.before is not None
+    return True
 
 
 def whole(store: Store, key: str) -> bool:

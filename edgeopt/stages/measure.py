@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeopt import __version__
 from edgeopt.core import digest, machine, registry
-from edgeopt.core.errors import EdgeoptError, from_json
+from edgeopt.core.errors import EdgeoptError, MissingError, UsageError, from_json
 from edgeopt.core.plan import Plan, PlanTarget
 from edgeopt.core.progress import Progress
 from edgeopt.core.protocols import Backend
@@ -20,6 +20,7 @@ from edgeopt.core.store import Store
 from edgeopt.stages import stand_in
 from edgeopt.stages.build import Build, artifact_of
 from edgeopt.stages.children import Worker
+from edgeopt.stages.plan import score_parts
 
 
 def measure(
@@ -31,7 +32,8 @@ def measure(
     `remeasure`. Raises UsageError when nothing was built or a score does not fit the data.
     """
     store, progress = store or Store(), progress or Progress()
-    build = Build.read(folder)
+    build, plan = Build.read(folder), plan.here()
+    plan.write(folder)
     progress.stage("measure")
     sessions = []
     with Worker(folder, store.root, folder / "log.txt") as worker:
@@ -41,7 +43,9 @@ def measure(
             if not rows:
                 continue
             if elsewhere:  # the scores are those of what went into the compiler, on the CPU
-                artifacts = {row.variant: stand_in.source(row, store) for row in plan.rows_of(used.target.name) if row.variant in rows}
+                artifacts = {
+                    row.variant: stand_in.source(folder, row, store) for row in plan.rows_of(used.target.name) if row.variant in rows
+                }
             else:
                 artifacts = {variant: artifact_of(folder, row) for variant, row in rows.items()}
             key = _key(plan, used, {variant: artifact.key for variant, artifact in artifacts.items()})
@@ -91,12 +95,25 @@ def _key(plan: Plan, used: PlanTarget, artifacts: dict[str, str]) -> str:
             "target": used.target.model_dump(mode="json", exclude={"name"}),
             "threads": used.threads,
             "data": plan.data["evaluate"].digest,
-            "scores": plan.scores_digest,
+            "scores": _scores(plan),
             "measure": plan.measure.model_dump(mode="json"),
             "seed": plan.seed,
             "machine": machine.fingerprint()["id"],
         }
     )
+
+
+def _scores(plan: Plan) -> str:
+    """What the scores are made of on this machine. Raises UsageError when the user's files among them are not those of the plan."""
+    base = Path(plan.base)
+    try:
+        parts = [score_parts(use, base) for use in plan.scores]
+    except UsageError as error:
+        error.remedy = f"--recipe-folder says where the recipe's folder lies now; it was {base}"
+        raise
+    if digest.of_value([one["files"] for one in parts]) != plan.scores_files:
+        raise UsageError("scores: their code changed after the plan was made", remedy="run `edgeopt plan` again, and build")
+    return digest.of_value(parts)
 
 
 class _Measuring:
@@ -112,8 +129,9 @@ class _Measuring:
         from edgeopt.stages import survey, timing
 
         name, started_at, began = self.used.target.name, _now(), time.monotonic()
-        scored = self._score({variant: str(artifact.root) for variant, artifact in artifacts.items()})
-        errors: dict[str, EdgeoptError] = {variant: from_json(error) for variant, error in scored["errors"].items()}
+        errors = {} if self.elsewhere else self._refused(artifacts)
+        scored = self._score({variant: str(artifact.root) for variant, artifact in artifacts.items() if variant not in errors})
+        errors |= {variant: from_json(error) for variant, error in scored["errors"].items()}
         sound = {variant: artifact for variant, artifact in artifacts.items() if variant not in errors}
         scoring = time.monotonic() - began
         label = f"{name} · latency"
@@ -156,6 +174,12 @@ class _Measuring:
             variants=rows,
         )
 
+    def _refused(self, artifacts: dict[str, Any]) -> dict[str, EdgeoptError]:
+        """Variants that were built where the processor can execute what they ask for, and that this one cannot."""
+        backend: Backend = registry.load("backends", self.used.target.backend)()
+        told = {variant: backend.refuses(artifact.execution) for variant, artifact in artifacts.items()}
+        return {variant: MissingError(cause, remedy="measure it on a machine that can") for variant, cause in told.items() if cause}
+
     def _score(self, rows: dict[str, str]) -> dict[str, Any]:
         label = f"{self.used.target.name} · scores"
         result: dict[str, Any] = {}
@@ -163,6 +187,7 @@ class _Measuring:
             "do": "score",
             "target": self.used.target.name,
             "rows": rows,
+            "run": str(self.folder),
             "folder": str(self.scratch),
             "label": label,
             "plain": self.elsewhere,

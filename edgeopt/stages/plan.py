@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,8 @@ class _Planner:
         self.problems: list[EdgeoptError] = []
         self.data = {name: self._data(name, use) for name, use in recipe.data.splits().items()}
         self.reference_key: dict[str, str] = {}
-        self.scores_digest = digest.of_value([self._score(index, use) for index, use in enumerate(recipe.scores)])
+        self.scores = [self._score(index, use) for index, use in enumerate(recipe.scores)]
+        self.scores_digest = digest.of_value(self.scores)
 
     def plan(self) -> Plan:
         rows = []
@@ -65,6 +65,7 @@ class _Planner:
             data=self.data,
             scores=self.recipe.scores,
             scores_digest=self.scores_digest,
+            scores_files=digest.of_value([parts.get("files") for parts in self.scores]),
             gates=self.recipe.gates,
             pick=self.recipe.pick,
             measure=self.recipe.measure,
@@ -73,43 +74,20 @@ class _Planner:
         )
 
     def _data(self, name: str, use: PlugUse) -> DataRef:
-        source: Dataset = registry.load("datasets", use.name).model_validate(use.options)
-        parts: dict[str, Any] = {
-            "plug": use.name,
-            "options": source.model_dump(mode="json"),
-            "code": [registry.source_digest(type(source)), _core("samples.py")],
-        }
-        place = self.recipe.place("data", name, use.name)
         try:
-            parts["packages"] = {package: registry.version(package) for package in source.packages(self.recipe.base)}
-            parts["files"] = self._files(source.user_files(self.recipe.base), place)
+            return data_ref(use, self.recipe.base)
         except EdgeoptError as error:
-            error.place = error.place or place
+            error.place = error.place or self.recipe.place("data", name, use.name)
             self.problems.append(error)
-        return DataRef(use=use, digest=digest.of_value(parts), synthetic=source.synthetic)
+            return DataRef(use=use, digest="")
 
     def _score(self, index: int, use: PlugUse) -> dict[str, Any]:
-        score: Score = registry.load("scores", use.name).model_validate(use.options)
-        place = self.recipe.place("scores", index, use.name)
-        parts: dict[str, Any] = {
-            "plug": use.name,
-            "options": score.model_dump(mode="json"),
-            "code": [registry.source_digest(type(score)), _core("outputs.py")],
-        }
         try:
-            parts["packages"] = {package: registry.version(package) for package in score.packages(self.recipe.base)}
-            parts["files"] = self._files(score.user_files(self.recipe.base), place)
+            return score_parts(use, self.recipe.base)
         except EdgeoptError as error:
-            error.place = error.place or place
+            error.place = error.place or self.recipe.place("scores", index, use.name)
             self.problems.append(error)
-        return parts
-
-    def _files(self, paths: list[Any], place: Place | None) -> list[list[str]]:
-        missing = [path for path in paths if not path.is_file()]
-        if missing:
-            raise UsageError(f"no such file: {missing[0]}", place=place, remedy="paths are relative to the recipe's folder")
-        base = self.recipe.base  # names count: a moved image has another label
-        return sorted([Path(os.path.relpath(path, base)).as_posix(), digest.of_file(path)] for path in paths)
+            return {}
 
     def _row(self, variant: str, passes: list[PlugUse], target: Target) -> PlanRow | None:
         backend: Backend = registry.load("backends", target.backend)()
@@ -170,7 +148,7 @@ class _Planner:
             paths = made.user_files(self.recipe.base)
         except MissingError as error:
             return [["absent", error.cause]]
-        return self._files(paths, place)
+        return _files(paths, self.recipe.base, place)
 
     def _convert(self, before: str, wanted: str, target: Target) -> list[str]:
         keys: list[str] = []
@@ -244,6 +222,38 @@ class _Planner:
             parts=parts,
         )
         return key
+
+
+def data_ref(use: PlugUse, base: Path) -> DataRef:
+    """One split with the digest of all that decides its samples, as it is now."""
+    source: Dataset = registry.load("datasets", use.name).model_validate(use.options)
+    parts: dict[str, Any] = {
+        "plug": use.name,
+        "options": source.model_dump(mode="json"),
+        "code": [registry.source_digest(type(source)), _core("samples.py")],
+        "packages": {package: registry.version(package) for package in source.packages(base)},
+        "files": _files(source.user_files(base), base),
+    }
+    return DataRef(use=use, digest=digest.of_value(parts), synthetic=source.synthetic)
+
+
+def score_parts(use: PlugUse, base: Path) -> dict[str, Any]:
+    """All that decides what a score says, as it is now."""
+    score: Score = registry.load("scores", use.name).model_validate(use.options)
+    return {
+        "plug": use.name,
+        "options": score.model_dump(mode="json"),
+        "code": [registry.source_digest(type(score)), _core("outputs.py")],
+        "packages": {package: registry.version(package) for package in score.packages(base)},
+        "files": _files(score.user_files(base), base),
+    }
+
+
+def _files(paths: list[Path], base: Path, place: Place | None = None) -> list[list[str]]:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UsageError(f"no such file: {missing[0]}", place=place, remedy="paths are relative to the recipe's folder")
+    return digest.of_files(paths, base)
 
 
 def _core(name: str) -> str:

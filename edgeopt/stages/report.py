@@ -82,7 +82,7 @@ def _target(used: PlanTarget, session: Session | None) -> TargetInfo:
         name=used.target.name,
         backend=used.target.backend,
         scenario=used.target.scenario,
-        threads=used.threads,
+        threads=session.threads if session else used.threads,
         batch=session.batch if session else used.target.batch,
         need=used.need,
         noise_percent=session.noise_percent if session else None,

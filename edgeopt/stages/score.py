@@ -16,7 +16,6 @@ from edgeopt.core.errors import EdgeoptError, StepError, UsageError
 from edgeopt.core.plan import Plan
 from edgeopt.core.protocols import Score
 from edgeopt.core.session import ScoreValue
-from edgeopt.core.store import Store
 from edgeopt.stages import statistics, survey
 from edgeopt.stages.children import Child
 from edgeopt.stages.stand_in import Plain
@@ -31,8 +30,8 @@ def score(
     plan: Plan,
     target: str,
     rows: dict[str, Path],
+    run: Path,
     folder: Path,
-    store: Store,
     progress: Callable[[int, int, str], None],
     plain: bool = False,
 ) -> dict[str, Any]:
@@ -40,6 +39,7 @@ def score(
 
     Returns {"scores": {variant: {label: ScoreValue}}, "errors": {variant: error}}. The reference is
     walked first, so that scores against it need no stored outputs: memory stays that of one chunk.
+    `run` is the run folder, which knows what samples the build saw.
     """
     used = plan.target_of(target)
     ordered = {plan.reference: rows[plan.reference], **rows} if plan.reference in rows else rows
@@ -48,7 +48,7 @@ def score(
     values: dict[str, dict[str, list[Any]]] = {variant: {label: [] for label in scores} for variant in artifacts}
     errors: dict[str, EdgeoptError] = {}
     signature = next(iter(artifacts.values())).signature
-    split = survey.split_of(plan, "evaluate", signature)
+    split = survey.seen_before(plan, "evaluate", signature, run)
     seen = 0
     with ExitStack() as stack:
         children: dict[str, Child | Plain] = {}

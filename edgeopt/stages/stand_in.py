@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import UsageError
 from edgeopt.core.plan import PlanRow
 from edgeopt.core.store import Store
 
 
-def source(row: PlanRow, store: Store) -> Artifact:
-    """The artifact before a row's compile."""
-    return Artifact.read(store.path("artifacts", row.steps[-2]))
+def place(folder: Path, row: PlanRow) -> Path:
+    """Where a run folder holds the model that a row stands for: beside the artifacts, for measuring on another machine."""
+    return folder / "models" / row.target / row.variant
+
+
+def source(folder: Path, row: PlanRow, store: Store) -> Artifact:
+    """The artifact before a row's compile. Raises UsageError when neither the run folder nor the store holds it."""
+    for root in (place(folder, row), store.path("artifacts", row.steps[-2])):
+        try:
+            return Artifact.read(root)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    raise UsageError(
+        f"{row.target} cannot be measured here, and the model that {row.variant} was compiled from is not at hand to be scored",
+        remedy=f"run `edgeopt build {folder}` on this machine",
+    )
 
 
 class Plain:

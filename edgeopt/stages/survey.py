@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,80 @@ from edgeopt.core.plan import Plan
 from edgeopt.core.protocols import Sample, Split
 from edgeopt.core.store import Store
 from edgeopt.stages import keys
+from edgeopt.stages.plan import data_ref
 
 KEPT = 8  # samples kept for parity, timing and golden outputs
+SEEN = "seen.npz"  # what each sample was: digests of its inputs and of its label
 _HASH_BYTES = 16
 
 
 def split_of(plan: Plan, name: str, signature: Signature) -> Split:
-    """A plan's data split, bound to the inputs of a model."""
+    """A plan's data split, bound to the inputs of a model. Raises UsageError when it is not the one that was planned any more."""
+    use = plan.data[name].use
+    if data_ref(use, Path(plan.base)).digest != plan.data[name].digest:
+        raise UsageError(f"data: '{name}' changed after the plan was made", remedy="run `edgeopt plan` again: keys name what is built on")
+    return _bound(plan, name, signature)
+
+
+def seen_before(plan: Plan, name: str, signature: Signature, run: Path) -> Split:
+    """The same on whatever machine, held against what the build of the run folder saw: other samples are refused when they come."""
+    use, base = plan.data[name].use, Path(plan.base)
+    found: list[Path] = registry.load("datasets", use.name).model_validate(use.options).user_files(base)
+    missing = next((path for path in found if not path.is_file()), None)
+    if missing:
+        remedy = f"--recipe-folder says where the recipe's folder lies now; it was {base}"
+        raise UsageError(f"data: no such file: {missing}", remedy=remedy)
+    if not (run / SEEN).is_file():
+        raise UsageError(f"{run} holds no {SEEN}", remedy=f"run `edgeopt build {run}` again")
+    split = _bound(plan, name, signature)
+    return Split(name, lambda: _compared(split, run / SEEN), signature)
+
+
+def _bound(plan: Plan, name: str, signature: Signature) -> Split:
     use = plan.data[name].use
     dataset = registry.load("datasets", use.name).model_validate(use.options)
     return Split(name, lambda: samples.walk(dataset, Path(plan.base), signature), signature)
+
+
+def _compared(split: Split, seen: Path) -> Iterator[Sample]:
+    with np.load(seen, allow_pickle=False) as file:
+        inputs, labels, taken = file["inputs"], file["labels"], str(file["taken"])
+    other = "measure on the data that was built on, or build again"
+    if taken != _takes(split.signature):  # a pass changed what the model takes: its samples look otherwise
+        inputs = labels = None
+    count = 0
+    for index, sample in enumerate(split):
+        if inputs is not None and (
+            index >= len(inputs) or inputs[index] != _digest(sample.inputs) or labels[index] != _digest(sample.label)
+        ):
+            raise UsageError(f"data: sample {index} of '{split.name}' is not the one that the build saw", remedy=other)
+        count += 1
+        yield sample
+    if inputs is not None and count < len(inputs):
+        raise UsageError(f"data: '{split.name}' holds {count} samples, and the build saw {len(inputs)}", remedy=other)
+
+
+def _takes(signature: Signature) -> str:
+    return ", ".join(f"{spec.name}: {spec.dtype}" for spec in signature.inputs)
+
+
+def _digest(value: Any) -> bytes:
+    """What a sample's inputs or its label are, in 16 bytes; the last one is never 0, which numpy drops."""
+    sha = hashlib.blake2b(digest_size=_HASH_BYTES)
+    _feed(sha, value)
+    return sha.digest()[:-1] + b"\1"
+
+
+def _feed(sha: hashlib.blake2b, value: Any) -> None:
+    if isinstance(value, np.ndarray):
+        sha.update(f"{value.dtype.str} {value.shape} ".encode())
+        sha.update(np.ascontiguousarray(value).data)
+    elif isinstance(value, dict):
+        for name in sorted(value):
+            sha.update(f"{name} ".encode())
+            _feed(sha, value[name])
+    else:
+        sha.update(f"{type(value).__name__} {value!r} ".encode())
 
 
 def survey(plan: Plan, split: str, model: str, store: Store, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
@@ -33,29 +98,24 @@ def survey(plan: Plan, split: str, model: str, store: Store, progress: Callable[
 
     Raises UsageError when the split is empty or does not fit the model's inputs.
     """
-    import hashlib
-
     key = keys.survey(plan, split, model)
     found = store.get("surveys", key)
     if found:
         return {"samples": json.loads((found / "survey.json").read_text())["samples"]}
     signature = _signature(store, model)
-    hashes = bytearray()
+    inputs, labels = bytearray(), bytearray()
     kept: list[Sample] = []
     labelled = count = 0
     for count, sample in enumerate(split_of(plan, split, signature), start=1):
-        sha = hashlib.blake2b(digest_size=_HASH_BYTES)
-        for name in sorted(sample.inputs):
-            array = sample.inputs[name]
-            sha.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-            sha.update(np.ascontiguousarray(array).data)
-        hashes += sha.digest()
+        inputs += _digest(sample.inputs)
+        labels += _digest(sample.label)
         labelled += sample.label is not None
         if len(kept) < KEPT:
             kept.append(sample)
         progress(count, 0, f"{split}: {count} samples")
     with store.scratch() as folder:
-        np.save(folder / "hashes.npy", np.frombuffer(bytes(hashes), dtype=f"S{_HASH_BYTES}"))
+        seen = [np.frombuffer(bytes(one), dtype=f"S{_HASH_BYTES}") for one in (inputs, labels)]
+        np.savez(folder / SEEN, inputs=seen[0], labels=seen[1], taken=_takes(signature))
         save_samples(folder / "samples.npz", kept)
         record = {"split": split, "samples": count, "labelled": labelled}
         (folder / "survey.json").write_text(json.dumps(record))
@@ -108,7 +168,8 @@ def load_samples(path: Path) -> list[Sample]:
 
 
 def _hashes(store: Store, plan: Plan, split: str, model: str) -> Any:
-    return np.load(store.path("surveys", keys.survey(plan, split, model)) / "hashes.npy", allow_pickle=False)
+    with np.load(store.path("surveys", keys.survey(plan, split, model)) / SEEN, allow_pickle=False) as file:
+        return file["inputs"]
 
 
 def _signature(store: Store, model: str) -> Signature:

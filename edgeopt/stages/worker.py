@@ -55,8 +55,8 @@ def _do(job: dict[str, Any], plan: Plan, store: Store, events: Events) -> dict[s
             plan,
             job["target"],
             {row: Path(path) for row, path in job["rows"].items()},
+            Path(job["run"]),
             Path(job["folder"]),
-            store,
             events.progress,
             job["plain"],
         )
