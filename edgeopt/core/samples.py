@@ -131,7 +131,7 @@ def _cast(array: Array, spec: TensorSpec, what: str) -> Array:
 
 def _recipe_for(have: str, wanted: np.dtype[Any]) -> str:
     if wanted.kind == "f" and have in "iu":
-        return f"say how numbers become floats: array.astype('{wanted}') with the scale of training; for images give `mean` and `std`"
+        return f"say how numbers become floats: array.astype('{wanted}') with the scale of training; for images give `scale`, `mean`, `std`"
     return f"give the array as {wanted}"
 
 

@@ -25,6 +25,7 @@ _MODES = {"rgb": "RGB", "bgr": "RGB", "gray": "L"}
 _Size = Annotated[int, Field(gt=0)]
 _Pair = Annotated[list[_Size], Field(min_length=2, max_length=2)]
 _Scale = Annotated[float, Field(gt=0)]
+_Fraction = Annotated[str, Field(pattern=r"^[1-9]\d{0,5}/[1-9]\d{0,5}$")]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Images(Dataset):
     """Image files: a folder, a folder with one subfolder per class, or a text file of lines `path[,label]`.
 
     Steps in this order: decode (upright as its EXIF data say), `color`, `resize`, centre `crop`,
-    (pixel − `mean`) / `std` with pixels in 0 … 255, `layout`. The label of a class subfolder is its
+    (pixel · `scale` − `mean`) / `std` with pixels in 0 … 255, `layout`. Pixels stay uint8 where none of the
+    three is given, else they become float32. `scale: 1/255` makes `mean` and `std` those of pixels in 0 … 1:
+    {scale: 1/255, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}. The label of a class subfolder is its
     number in sorted order (numerically when all names are numbers). Images go by name.
     """
 
@@ -48,8 +51,9 @@ class Images(Dataset):
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field(default="bilinear", description="how resizing interpolates")
     crop: _Size | _Pair | None = Field(default=None, description="centre square, or [height, width]")
     layout: Literal["NCHW", "NHWC"] = "NCHW"
-    mean: float | list[float] | None = Field(default=None, description="subtracted; one value or one per channel, in 0 … 255")
-    std: _Scale | list[_Scale] | None = Field(default=None, description="then divided by; 255 gives 0 … 1, 1 keeps 0 … 255")
+    scale: _Scale | _Fraction | None = Field(default=None, description="pixels are multiplied by it first: a number, or a fraction as 1/255")
+    mean: float | list[float] | None = Field(default=None, description="then subtracted; one value or one per channel, of scaled pixels")
+    std: _Scale | list[_Scale] | None = Field(default=None, description="then divided by; one value or one per channel, of scaled pixels")
 
     def user_files(self, base: Path) -> list[Path]:
         lists = [base / self.labels] if self.labels else []
@@ -71,7 +75,7 @@ class Images(Dataset):
             yield Sample({spec.name: pixels.reshape([size for size in pixels.shape if size != 1]) if flat else pixels}, image.label)
 
     def _pixels(self, path: Path, shown: str) -> Any:
-        """One image as an array; uint8 unless `mean` or `std` say how pixels become floats."""
+        """One image as an array; uint8 unless `scale`, `mean` or `std` say how pixels become floats."""
         import numpy as np
 
         pillow = registry.need("PIL.Image", "images")
@@ -93,10 +97,16 @@ class Images(Dataset):
         array = array[..., None] if array.ndim == 2 else array
         if self.color == "bgr":
             array = array[..., ::-1]
-        if self.mean is not None or self.std is not None:
+        if (self.scale, self.mean, self.std) != (None, None, None):
             mean, std = (self._channels(value, array.shape[-1]) for value in (self.mean or 0.0, self.std or 1.0))
-            array = (array.astype(np.float32) - mean) / std
+            array = (array.astype(np.float32) * np.float32(self._factor()) - mean) / std
         return array if self.layout == "NHWC" else array.transpose(2, 0, 1)
+
+    def _factor(self) -> float:
+        if isinstance(self.scale, str):
+            above, below = self.scale.split("/")
+            return float(above) / float(below)
+        return 1.0 if self.scale is None else self.scale
 
     def _channels(self, value: float | list[float], count: int) -> Any:
         import numpy as np

@@ -97,13 +97,18 @@ def test_images_are_laid_out_and_coloured_as_asked(tmp_path: Path) -> None:
     assert take(make("images", ".", color="gray"), tmp_path, plain)[0].inputs["image"].shape == (4, 5)
 
 
-def test_images_become_floats_only_by_mean_and_std(tmp_path: Path) -> None:
+def test_images_become_floats_only_by_scale_mean_and_std(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", colours())
-    refused(UsageError, make("images", "."), tmp_path, PICTURE, "uint8, and the model wants float32", "`mean` and `std`")
+    refused(UsageError, make("images", "."), tmp_path, PICTURE, "uint8, and the model wants float32", "`scale`, `mean`, `std`")
     found = take(make("images", ".", std=255), tmp_path, PICTURE)[0].inputs["image"]
     assert found.dtype == np.float32 and np.allclose(found, colours().transpose(2, 0, 1) / 255)
     found = take(make("images", ".", mean=[1, 2, 3], std=[4, 5, 6]), tmp_path, PICTURE)[0].inputs["image"]
     assert np.allclose(found, ((colours() - [1.0, 2, 3]) / [4, 5, 6]).transpose(2, 0, 1))
+    for scale in ("1/255", 1 / 255):
+        found = take(make("images", ".", scale=scale, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6]), tmp_path, PICTURE)[0].inputs["image"]
+        assert found.dtype == np.float32
+        assert np.allclose(found, ((colours() / 255 - [0.1, 0.2, 0.3]) / [0.4, 0.5, 0.6]).transpose(2, 0, 1), atol=1e-6)
+    assert np.array_equal(take(make("images", ".", scale=1), tmp_path, PICTURE)[0].inputs["image"], colours().transpose(2, 0, 1))
     refused(UsageError, make("images", ".", mean=[1, 2]), tmp_path, PICTURE, "2 values of mean or std for 3 channels")
 
 
@@ -166,7 +171,7 @@ def test_image_folders_that_are_wrong_are_refused(tmp_path: Path) -> None:
     refused(UsageError, make("images", "d/cat"), tmp_path, signature(i=("uint8", ("N", 3, 8, 8))), "[3, 4, 5]", "wants [3, 8, 8]")
 
 
-@pytest.mark.parametrize("options", [{"resize": 0}, {"crop": [3]}, {"std": 0}, {"layout": "CHW"}, {"scale": 2}, {"color": "cmyk"}])
+@pytest.mark.parametrize("options", [{"resize": 0}, {"crop": [3]}, {"std": 0}, {"layout": "CHW"}, {"scale": 0}, {"scale": "255/0"}, {"scale": "x"}, {"color": "cmyk"}])
 def test_image_options_are_checked_without_reading(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         make("images", "d", **options)
