@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ def call(arguments: Sequence[str]) -> int:
 
         return shell_complete(COMMANDS, {}, NAME, "_EDGEOPT_COMPLETE", request)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads every installed package's metadata
+    gc.set_threshold(50_000)  # collecting among the classes that imports leave costs a tenth of a plan
     as_json = "--json" in arguments
     answer: Answer | None
     with _sigterm(), _reserved(as_json):

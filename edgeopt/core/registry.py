@@ -44,6 +44,7 @@ def load(room: str, name: str) -> Any:
         ) from None
 
 
+@cache
 def source_digest(cls: type) -> str:
     """A digest of the code behind a plug, part of every key it makes: its file, those beside it whose
     names begin with its name, and what these import out of edgeopt's plug rooms and runner."""
@@ -93,6 +94,8 @@ def need(module: str, extra: str) -> Any:
 def version(package: str) -> str:
     """The installed version of a distribution, or `absent`."""
     try:
-        return metadata.version(package)
+        text = metadata.distribution(package).read_text("METADATA") or ""
+        line = next((line for line in text.splitlines() if line.startswith("Version: ")), "")
+        return line.removeprefix("Version: ").strip() or metadata.version(package)  # which parses all of the text as an e-mail
     except metadata.PackageNotFoundError:
         return "absent"

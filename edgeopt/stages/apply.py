@@ -63,6 +63,7 @@ def _run(plan: Plan, step: Step, store: Store, run_folder: Path, progress: Calla
             main, execution = _perform(plan, step, store, run_folder, model, ctx)
         except Exception as error:  # third-party code raises anything; it becomes one StepError
             raise from_exception(error, step.plug) from error
+        seconds = round(time.monotonic() - started, 3)
         if not main.is_file() or folder not in main.parents:
             raise StepError(f"{step.plug}: wrote no model file", remedy="a pass returns the path of its result below ctx.folder")
         artifact = Artifact(
@@ -74,7 +75,7 @@ def _run(plan: Plan, step: Step, store: Store, run_folder: Path, progress: Calla
             size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
             signature=model.signature if step.kind == "compile" else _format(step.makes).signature(main),
             execution=execution,
-            history=(*model.history, Event(step.plug, step.key, round(time.monotonic() - started, 3), step.options, notes)),
+            history=(*model.history, Event(step.plug, step.key, seconds, step.options, notes)),
         )
         _check_signature(step, model, artifact)
         artifact.write()

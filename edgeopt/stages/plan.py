@@ -31,6 +31,7 @@ class _Planner:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.steps: dict[str, Step] = {}
+        self.passes: dict[str, dict[str, Any]] = {}
         self.problems: list[EdgeoptError] = []
         self.data = {name: self._data(name, use) for name, use in recipe.data.splits().items()}
         self.reference_key: dict[str, str] = {}
@@ -142,6 +143,21 @@ class _Planner:
             else f"give the model as `model: {{{cls.accepts[0]}: …}}`",
         )
 
+    def _own(self, name: str, made: Pass, place: Place | None) -> dict[str, Any]:
+        """The key parts of a pass that are the same in every row: looked up once."""
+        options = made.model_dump(mode="json")
+        known = digest.of_value([name, options])
+        if known not in self.passes:
+            self.passes[known] = {
+                "pass": name,
+                "options": options,
+                "code": registry.source_digest(type(made)),
+                "edgeopt": __version__,
+                "needs": {package: registry.version(package) for package in (*made.needs, *made.packages(self.recipe.base))},
+                "files": self._pass_files(made, place),
+            }
+        return self.passes[known]
+
     def _pass_files(self, made: Pass, place: Place | None) -> list[list[str]]:
         """Names and digests of the user's files; a plan can be made where a package that holds one is not installed."""
         try:
@@ -173,14 +189,9 @@ class _Planner:
                     remedy=f"add the split '{wanted}' under `data`",
                 )
         parts: dict[str, Any] = {
-            "pass": name,
-            "options": made.model_dump(mode="json"),
-            "code": registry.source_digest(cls),
-            "edgeopt": __version__,
-            "needs": {package: registry.version(package) for package in (*cls.needs, *made.packages(self.recipe.base))},
+            **self._own(name, made, place),
             "data": data,
             "target": {field: getattr(target, field) for field in cls.target_fields},
-            "files": self._pass_files(made, place),
             "seed": self.recipe.seed if made.splits() else 0,
             "before": before,
             "reference": self.reference_key.get(target.name) if "reference" in made.doors() else None,
@@ -190,7 +201,7 @@ class _Planner:
         if {"measure", "machine"} & set(made.doors()):
             parts["machine"] = machine.fingerprint()["id"]
         makes = cls.produces or (self.steps[before].makes if before else "")
-        return self._add("pass", name, made.model_dump(mode="json"), before, parts, makes, target)
+        return self._add("pass", name, parts["options"], before, parts, makes, target)
 
     def _compile(self, backend: Backend, before: str, target: Target) -> str:
         parts: dict[str, Any] = {
