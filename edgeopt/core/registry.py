@@ -44,7 +44,6 @@ def load(room: str, name: str) -> Any:
         ) from None
 
 
-@cache
 def source_digest(cls: type) -> str:
     """A digest of the code behind a plug, part of every key it makes: its file, those beside it whose
     names begin with its name, and what these import out of edgeopt's plug rooms and runner."""
