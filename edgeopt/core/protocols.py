@@ -26,7 +26,7 @@ SPLITS = ("train", "tune", "calibrate", "evaluate")
 class Options(BaseModel):
     """Typed options: unknown names are errors, values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 @dataclass(frozen=True)

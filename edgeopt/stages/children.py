@@ -40,8 +40,8 @@ def environment() -> dict[str, str]:
 
     Children are started with -P: a file `types.py` in the folder where the user stands must not be taken for Python's.
     """
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    return {**os.environ, **QUIET, "PYTHONPATH": path}
+    path = [os.environ.get("PYTHONPATH", ""), *(entry or str(Path.cwd()) for entry in sys.path)]
+    return {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 class Child:
