@@ -89,6 +89,7 @@ def _target(used: PlanTarget, session: Session | None) -> TargetInfo:
         session=f"sessions/{used.target.name}" if session else None,
         data_digest=session.data_digest if session else None,
         conditions=session.conditions if session else {},
+        peaks=session.peaks if session else None,
     )
 
 
