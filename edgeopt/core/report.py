@@ -123,6 +123,7 @@ class Report(Options):
     targets: list[TargetInfo]
     rows: list[Row]
     gates: list[GateResult]
+    versions: dict[str, str] | None = Field(default=None, description="the packages that made and ran the artifacts, and Python")
     baseline: Comparison | None = Field(default=None, description="held against the recipe's baseline")
 
     def picked(self, target: str) -> Row | None:

@@ -37,6 +37,7 @@ class Inspection(Options):
     findings: list[dict[str, Any]] | None = Field(
         default=None, description="with a target: what keeps the model from it: layer, level, node, cause, remedy"
     )
+    profile: dict[str, Any] | None = Field(default=None, description="with --profile: where the time goes, layer by layer (`dissect`)")
 
 
 def inspect(path: Path, target: str | None = None) -> Inspection:

@@ -53,6 +53,13 @@ def profile(
     return _short(layers, least.roofline(measured_ms) if least and measured_ms else None), layers
 
 
+def inference_ms(row: Any, scenario: str, batch: int) -> float | None:
+    """Milliseconds that one inference takes of a variant's time: its p50, or under load what each costs."""
+    if scenario == "throughput" and row.throughput_per_s:
+        return float(1000 * batch / row.throughput_per_s)
+    return row.latency_ms.p50 if row.latency_ms else None
+
+
 def _kind(row: dict[str, Any]) -> Kind:
     if row["precision"] in PRECISIONS:
         return "compute"

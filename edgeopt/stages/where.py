@@ -40,17 +40,12 @@ def where(
     works = _works(plan, used, {name: artifacts[name] for name in told}, timed.batch, folder, worker, store)
     rows, every = dict(timed.rows), dict[str, list[LayerTime]]()
     for name, raw in told.items():
-        found, every[name] = profile.profile(raw, works.get(name), peaks, inference_ms(rows[name], used.target.scenario, timed.batch))
+        found, every[name] = profile.profile(
+            raw, works.get(name), peaks, profile.inference_ms(rows[name], used.target.scenario, timed.batch)
+        )
         rows[name] = rows[name].model_copy(update={"profile": found})
     profile.write(scratch, used.target.name, peaks, every)
     return rows, peaks
-
-
-def inference_ms(row: Any, scenario: str, batch: int) -> float | None:
-    """Milliseconds that one inference takes of a variant's time: its p50, or under load what each costs."""
-    if scenario == "throughput" and row.throughput_per_s:
-        return float(1000 * batch / row.throughput_per_s)
-    return row.latency_ms.p50 if row.latency_ms else None
 
 
 def _works(

@@ -102,11 +102,18 @@ def found(called: list[str], names: Mapping[str, int]) -> set[int]:
     """The layers behind names as a runtime writes them."""
     indices = set()
     for name in called:
-        while name and name not in names and (bare := _ADDED.sub("", name)) != name:
-            name = bare
+        while name not in names and (shorter := _ADDED.sub("", name)) not in (name, ""):
+            name = shorter
         if name in names:
             indices.add(names[name])
     return indices
+
+
+def bare(name: str) -> str:
+    """A layer's name without what runtimes hang on it."""
+    while (shorter := _ADDED.sub("", name)) not in (name, ""):
+        name = shorter
+    return name
 
 
 def work(path: Path, shapes: Shapes | None = None) -> Work | None:
