@@ -21,7 +21,6 @@ def layers(path: Path, found: Dissection) -> str:
 
     from edgeopt.stages import breakdown
     from edgeopt.stages.numbers import NONE, count, number
-    from edgeopt.stages.work import bare
 
     wide = width() >= 100
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -37,7 +36,7 @@ def layers(path: Path, found: Dissection) -> str:
     for layer in (layer for layer in found.layers if id(layer) in kept):
         named = breakdown.TITLES.get(breakdown.category(layer), breakdown.category(layer))
         style = STYLES.get(named) if coloured() else None
-        cells = [escape(bare(layer.name)), *([escape(layer.type)] if wide else []), f"[{style}]{named}[/]" if style else named]
+        cells = [escape(breakdown.label(layer)), *([escape(layer.type)] if wide else []), f"[{style}]{named}[/]" if style else named]
         cells += [breakdown.micro(layer.us), breakdown.percent(layer.us / total), breakdown.macs(layer.macs) if layer.macs else NONE]
         cells += [breakdown.micro(layer.attainable_us) if layer.attainable_us else NONE] if wide else []
         cells.append(breakdown.percent(layer.attainable_us / layer.us) if layer.attainable_us and layer.us else NONE)

@@ -25,7 +25,8 @@ class LayerTime(Options):
     kind: Kind
     precision: str = Field(description="int8, bf16, fp16, fp32; other where it does not compute")
     us: float
-    macs: int | None = Field(default=None, description="multiply-accumulates, where the layer could be found in the model")
+    of: str | None = Field(default=None, description="the model's own layers that it holds, where they were found again")
+    macs: int | None = Field(default=None, description="multiply-accumulates of those")
     attainable_us: float | None = Field(default=None, description="what the roofline allows")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgeopt.core.profile import PRECISIONS, Island, LayerTime, Peaks, Profile, Roofline
 from edgeopt.core.report import Row
 from edgeopt.stages.numbers import NONE, count, number
+from edgeopt.stages.work import bare
 
 CATEGORIES = (*PRECISIONS, "conversion", "movement")
 TITLES = {
@@ -31,6 +32,11 @@ Table = tuple[list[str], list[list[str]]]
 def category(layer: LayerTime) -> str:
     """A layer's precision where it computes, else what it does."""
     return layer.precision if layer.kind == "compute" else layer.kind
+
+
+def label(layer: LayerTime) -> str:
+    """What to call a layer: as the model does, else as the runtime does without what it hangs on."""
+    return layer.of or bare(layer.name)
 
 
 def spent(profile: Profile) -> dict[str, float]:
@@ -139,12 +145,13 @@ def roofline_table(rows: list[Row]) -> Table:
 
 def layer_table(layers: list[LayerTime], most: int | None = None) -> Table:
     """The layers that take most, and all others in one line."""
-    head = ["layer", "type", "precision", "time", "share", "MACs", "possible", "of what is possible"]
+    head = ["layer", "executed as", "type", "precision", "time", "share", "MACs", "possible", "of what is possible"]
     total = sum(layer.us for layer in layers) or 1.0
     ordered = sorted(layers, key=lambda layer: -layer.us)
     kept, rest = (ordered, []) if most is None or len(ordered) <= most + 1 else (ordered[:most], ordered[most:])
     cells = [
         [
+            label(layer),
             layer.name,
             layer.type or NONE,
             TITLES.get(category(layer), category(layer)),
@@ -158,5 +165,5 @@ def layer_table(layers: list[LayerTime], most: int | None = None) -> Table:
     ]
     if rest:
         us = sum(layer.us for layer in rest)
-        cells.append([f"and {len(rest)} more", "", "", micro(us), percent(us / total), "", "", ""])
+        cells.append([f"and {len(rest)} more", "", "", "", micro(us), percent(us / total), "", "", ""])
     return head, cells

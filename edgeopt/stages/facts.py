@@ -46,6 +46,8 @@ def value(given: Any) -> str:
         return "unknown"
     if isinstance(given, bool):
         return "yes" if given else "no"
+    if isinstance(given, int):
+        return f"{given:,}"
     if isinstance(given, float):
         return number(given)
     if isinstance(given, str):

@@ -11,12 +11,11 @@ from edgeopt.stages.numbers import megabytes, number
 from edgeopt.stages.profile import inference_ms
 from edgeopt.stages.spread import Spread
 from edgeopt.stages.words import Words
-from edgeopt.stages.work import bare
 
 BARS = 24  # rows drawn as bars; the scatter and the tables hold all
 LAYERED = 12  # rows whose layers are drawn
 LAYERS = 24  # layers of a row drawn as bars
-STRIPS = 160  # pieces of a row's strip: the smallest neighbours of one kind are drawn as one
+STRIPS = 80  # layers of a row's strip that are drawn one by one
 
 
 def figures(words: Words, target: TargetInfo, spreads: dict[str, Spread], layers: dict[str, list[LayerTime]]) -> dict[str, Any]:
@@ -91,7 +90,13 @@ def _strip(row: Row, layers: list[LayerTime], target: TargetInfo) -> dict[str, A
         "picked": row.picked,
         "pieces": [[name, category, short(us / total * measured)] for name, category, us in _pieces(layers)],
         "slowest": [
-            [bare(layer.name), breakdown.category(layer), short(layer.us), layer.attainable_us and short(layer.attainable_us), layer.type]
+            [
+                breakdown.label(layer),
+                breakdown.category(layer),
+                short(layer.us),
+                layer.attainable_us and short(layer.attainable_us),
+                layer.type,
+            ]
             for layer in slowest
         ],
         "total": short(total),
@@ -99,17 +104,17 @@ def _strip(row: Row, layers: list[LayerTime], target: TargetInfo) -> dict[str, A
 
 
 def _pieces(layers: list[LayerTime]) -> list[tuple[str, str, float]]:
-    """Name, category and µs in order of execution; the smallest neighbours of one category are taken together until few enough are left."""
-    least = sorted((layer.us for layer in layers), reverse=True)[STRIPS - 1] if len(layers) > STRIPS else 0.0
+    """Name, category and µs in order of execution; of very many layers, small neighbours of one category are one piece."""
+    large = {id(layer) for layer in sorted(layers, key=lambda layer: -layer.us)[:STRIPS]}
     pieces: list[tuple[list[str], str, float, bool]] = []
     for layer in layers:
-        category, small = breakdown.category(layer), layer.us < least
+        category, small = breakdown.category(layer), id(layer) not in large
         if pieces and small and pieces[-1][3] and pieces[-1][1] == category:
             names, _, us, _ = pieces[-1]
-            pieces[-1] = ([*names, layer.name], category, us + layer.us, True)
+            pieces[-1] = ([*names, breakdown.label(layer)], category, us + layer.us, True)
         else:
-            pieces.append(([layer.name], category, layer.us, small))
-    return [(bare(names[0]) if len(names) == 1 else f"{len(names)} small layers", category, us) for names, category, us, _ in pieces]
+            pieces.append(([breakdown.label(layer)], category, layer.us, small))
+    return [(names[0] if len(names) == 1 else f"{len(names)} small layers", category, us) for names, category, us, _ in pieces]
 
 
 def short(value: float) -> float | None:

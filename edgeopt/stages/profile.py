@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core.profile import PRECISIONS, Island, Kind, LayerTime, Peaks, Profile, Roofline
-from edgeopt.stages.work import Work, found
+from edgeopt.stages.work import Work, bare, found
 
 FILE = "profile.json"
 TOP, ISLANDS, NAMED = 5, 5, 6  # how much the short form tells: layers, islands, layers of an island
@@ -45,6 +45,7 @@ def profile(
             kind=kind,
             precision=row["precision"],
             us=row["us"],
+            of=" + ".join(bare(work.layers[index].name) for index in sorted(at)) if work and at else None,
             macs=sum(work.layers[index].macs for index in at) if work and at else None,
             attainable_us=least.us(at) if least and at else None,
         )
@@ -177,7 +178,7 @@ def _islands(layers: list[LayerTime]) -> list[Island]:
             islands.append(
                 Island(
                     precision=slowest.precision,
-                    layers=[layer.name for layer in inside[:NAMED]] + (["…"] if len(inside) > NAMED else []),
+                    layers=[layer.of or bare(layer.name) for layer in inside[:NAMED]] + (["…"] if len(inside) > NAMED else []),
                     us=_sum(inside),
                     conversions_us=_sum([layer for layer in between if layer.kind == "conversion"]),
                 )
