@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from edgeopt.stages.numbers import NONE, count, number
 
 LONGEST = 1500  # characters of one note; report.json holds all of it
 MOST = 400  # rows of a note's table
-_COLUMNS = {"noise_db": "noise (dB)", "us": "time (µs)", "why": "why"}
+_COLUMNS = {"noise_db": "noise (dB)", "us": "time (µs)", "saves_us": "saves (µs)"}
 _MACHINE = {
     "cpu": "CPU",
     "cpu_family": "CPU family, model, stepping",
@@ -76,7 +77,9 @@ def note(name: str, given: Any) -> Note:
     if isinstance(given, list) and given and all(isinstance(one, dict) for one in given):
         keys = list(dict.fromkeys(key for one in given for key in one))
         head = [_COLUMNS.get(key, str(key).replace("_", " ")) for key in keys]
-        return _table(title, given, head, [[value(one[key]) if key in one else NONE for key in keys] for one in given[:MOST]])
+        kinds = Counter(str(one["precision"]) for one in given if one.get("precision"))
+        summed = f": {', '.join(f'{count} in {kind}' for kind, count in kinds.most_common())}" if kinds else ""
+        return _table(title, given, head, [[value(one[key]) if key in one else NONE for key in keys] for one in given[:MOST]], summed)
     if isinstance(given, dict) and given and all(map(_is_pair, given.values())):
         rows = [[str(key), value(old), value(new), f"{number(100 * new / old, 0)} %" if old else NONE] for key, (old, new) in given.items()]
         return _table(title, list(given), ["", "before", "after", "kept"], rows[:MOST])
@@ -88,9 +91,9 @@ def note(name: str, given: Any) -> Note:
     return Note(title, value(given), warns=name in ("warning", "warnings"))
 
 
-def _table(title: str, given: list[Any], head: list[str], rows: list[list[str]]) -> Note:
-    more = f", the first {MOST} here, all in report.json" if len(given) > MOST else ""
-    return Note(title, f"{len(given)}{more}", head, rows)
+def _table(title: str, given: list[Any], head: list[str], rows: list[list[str]], summed: str = "") -> Note:
+    more = f"; the first {MOST} here, all in report.json" if len(given) > MOST else ""
+    return Note(title, f"{len(given)}{summed}{more}", head, rows)
 
 
 def _is_pair(given: Any) -> bool:

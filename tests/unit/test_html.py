@@ -157,9 +157,9 @@ def test_history_tells_steps_options_notes_and_parity() -> None:
 def test_notes_of_many_things_alike_become_tables_that_stay_shut() -> None:
     page = Page(html(reports.plain()))
     texts = [one for one in page.texts if one]
-    start = texts.index("(2)") - 1
+    start = texts.index("(2: 2 in fp32)") - 1
     assert texts[start] == "layers"
-    head = ["(2)", "layer", "type", "precision", "why", "noise (dB)", "time (µs)"]
+    head = ["(2: 2 in fp32)", "layer", "type", "precision", "why", "noise (dB)", "time (µs)"]
     assert texts[start + 1 : start + 8] == head
     assert texts[start + 8 : start + 14] == ["attention/softmax", "Softmax", "fp32", "no INT8 kernel", "unknown", "61.0"]
     start = texts.index("channels")
