@@ -45,6 +45,12 @@ def spent(profile: Profile) -> dict[str, float]:
     return {name: every[name] for name in CATEGORIES if every.get(name)}
 
 
+def occurring(rows: list[Row]) -> list[str]:
+    """The categories that any of these rows spends time in."""
+    every = [spent(row.profile) for row in rows if row.profile]
+    return [name for name in CATEGORIES if any(name in us for us in every)]
+
+
 def micro(us: float) -> str:
     """ "26.3 µs", "1.21 ms"."""
     return f"{number(us / 1000)} ms" if us >= 1000 else f"{number(us)} µs"
@@ -113,7 +119,7 @@ def peaks(told: Peaks) -> str:
 def split_table(rows: list[Row]) -> Table:
     """The sums of each variant's profile."""
     profiled = [(row, row.profile) for row in rows if row.profile]
-    shown = [name for name in CATEGORIES if any(name in spent(profile) for _, profile in profiled)]
+    shown = occurring(rows)
     head = ["variant", "layers", *(TITLES[name] for name in shown), "islands", "all, under the profiler"]
     cells = []
     for row, profile in profiled:

@@ -116,6 +116,7 @@ def _target(words: Words, target: TargetInfo, index: int, folder: Path | None) -
             "split": ("Time by precision", breakdown.split_table(rows)),
             "roofline": ("Roofline", breakdown.roofline_table(rows)),
         },
+        "kinds": [(kind, breakdown.TITLES[kind]) for kind in breakdown.occurring(rows)],
         "costs": [(row.variant, told) for row in measured_rows if row.profile and (told := breakdown.costs(row.profile))],
         "peaks": breakdown.peaks(target.peaks) if target.peaks else "",
         "layers": [(name, breakdown.layer_table(layers[name], LAYERS)) for name in layers],

@@ -16,6 +16,17 @@ function describe(figure, role) {
 const digits = (value) => (value >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3))));
 const micro = (us) => (us >= 1000 ? `${digits(us / 1000)} ms` : `${digits(us)} µs`);
 const percent = (share) => (share >= 0.0995 ? `${Math.round(100 * share)} %` : share >= 0.0005 ? `${(100 * share).toFixed(1)} %` : share > 0 ? "< 0.1 %" : "0 %");
+// Round numbers on a logarithmic scale; on a short one at even distances.
+function steps(low, high, most) {
+  const round = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) round.push(...[1, 2, 5].map((digit) => digit * 10 ** power));
+  const found = round.filter((value) => value >= low && value <= high);
+  if (found.length > most) return found.filter((value) => Number.isInteger(Math.round(1e6 * Math.log10(value)) / 1e6));
+  if (found.length > 2) return found;
+  const wanted = (high - low) / Math.min(5, most), unit = 10 ** Math.floor(Math.log10(wanted));
+  const step = [1, 2, 5, 10].map((digit) => digit * unit).find((value) => value >= wanted);
+  return Array.from({ length: Math.floor(high / step) - Math.ceil(low / step) + 1 }, (_, index) => (Math.ceil(low / step) + index) * step);
+}
 const colour = (kind) => `var(--k-${kind})`;
 
 // A name that is longer than its place loses its middle: how it ends often tells more.

@@ -13,14 +13,16 @@ CHARTS.spread = (box, target) => {
   });
   const marks = rows.flatMap((row, index) => ["p50", "p90", "p99"].filter((name) => row[name]).map((name) => ({ x: row[name], y1: base(index), y2: base(index) + (name === "p50" ? 0.86 : 0.34) })));
   const margin = left(box, rows.map((row) => row.variant), 0.36);
+  const domain = [Math.min(...rows.map((row) => row.low)) * 0.97, Math.max(...rows.map((row) => row.high)) * 1.03];
+  const at = steps(...domain, box.clientWidth / 60);
   const figure = Plot.plot({
     ...FRAME, width: box.clientWidth, height: count * 46 + 56, marginLeft: margin, marginRight: 24, marginTop: 10, marginBottom: 42,
     ariaLabel: `Timings of ${count} variants on ${target.name}, one hill each`,
-    x: { type: "log", label: "one inference (ms)", labelAnchor: "center", labelArrow: "none", nice: false, domain: [Math.min(...rows.map((row) => row.low)) * 0.97, Math.max(...rows.map((row) => row.high)) * 1.03] },
+    x: { type: "log", label: "one inference (ms)", labelAnchor: "center", labelArrow: "none", domain },
     y: { label: null, domain: [-0.12, count] },
     marks: [
-      Plot.gridX({ stroke: "var(--line)", strokeOpacity: 1, ticks: ticks(box) }),
-      Plot.axisX({ ticks: ticks(box), tickFormat: digits, tickSize: 0, label: "one inference (ms)", labelAnchor: "center", labelArrow: "none" }),
+      Plot.gridX(at, { stroke: "var(--line)", strokeOpacity: 1 }),
+      Plot.axisX(at, { tickFormat: digits, tickSize: 0, label: "one inference (ms)", labelAnchor: "center", labelArrow: "none" }),
       Plot.axisY({ ticks: rows.map((_, index) => base(index)), tickFormat: (at) => cut(rows[count - 1 - at].variant, Math.floor((margin - 10) / 6.6)), tickSize: 0, fill: "var(--ink)" }),
       Plot.ruleY(rows.map((_, index) => base(index)), { stroke: "var(--rule)" }),
       Plot.areaY(hills, { x: "x", y1: "y1", y2: "y2", z: "variant", curve: "step", fill: (one) => (one.picked ? "var(--accent)" : "var(--bar)") }),
@@ -64,6 +66,7 @@ CHARTS.roofline = (box, target) => {
   const ordered = byKind(rows), roof = Math.max(...gops.map(([, , top]) => top));
   const low = Math.min(...rows.map((row) => row.x), roof / fast) / 2.5, high = Math.max(...rows.map((row) => row.x), roof / slow) * 2.5;
   const floor = Math.min(...rows.map((row) => row.y)) / 2;
+  const across = steps(low, high, box.clientWidth / 60), up = steps(floor, roof * 1.1, 12);
   const slope = (rate) => [{ x: Math.max(low, floor / rate), y: Math.max(low, floor / rate) * rate, rate }, { x: roof / rate, y: roof, rate }];
   // A roof close below another has its name below its line.
   const falling = [...gops].sort((a, b) => b[2] - a[2]).map(([kind, name, top], index, all) => ({ kind, name, top, below: index > 0 && all[index - 1][2] / top < 1.35 }));
@@ -75,9 +78,9 @@ CHARTS.roofline = (box, target) => {
     x: { type: "log", label: "operations per byte", labelAnchor: "center", labelArrow: "none", domain: [low, high] },
     y: { type: "log", label: "GOP/s", labelArrow: "none", domain: [floor, roof * 1.1] },
     marks: [
-      Plot.gridX({ stroke: "var(--line)", strokeOpacity: 1, ticks: ticks(box) }), Plot.gridY({ stroke: "var(--line)", strokeOpacity: 1, ticks: 5 }),
-      Plot.axisX({ ticks: ticks(box), tickFormat: digits, tickSize: 0, label: "operations per byte", labelAnchor: "center", labelArrow: "none" }),
-      Plot.axisY({ ticks: 5, tickFormat: digits, tickSize: 0, label: "GOP/s", labelArrow: "none" }),
+      Plot.gridX(across, { stroke: "var(--line)", strokeOpacity: 1 }), Plot.gridY(up, { stroke: "var(--line)", strokeOpacity: 1 }),
+      Plot.axisX(across, { tickFormat: digits, tickSize: 0, label: "operations per byte", labelAnchor: "center", labelArrow: "none" }),
+      Plot.axisY(up, { tickFormat: digits, tickSize: 0, label: "GOP/s", labelArrow: "none" }),
       Plot.line([...slope(fast), ...slope(slow)], { x: "x", y: "y", z: "rate", stroke: "var(--mark)", strokeWidth: 1.5 }),
       Plot.line(flats, { x: "x", y: "y", z: "kind", stroke: (one) => colour(one.kind), strokeWidth: 2 }),
       ...[false, true].map((below) => Plot.text(falling.filter((one) => one.below === below), { x: high, y: "top", text: (one) => `${one.name} ${digits(one.top)} GOP/s`, textAnchor: "end", dx: -4, dy: below ? 9 : -9, fill: "var(--ink)", stroke: "var(--paper)", strokeWidth: 3 })),
