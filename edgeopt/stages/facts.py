@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeopt.core.report import Report, Row, StepInfo, TargetInfo
+from edgeopt.core.report import Report, StepInfo, TargetInfo
 from edgeopt.stages.breakdown import peaks
 from edgeopt.stages.numbers import NONE, count, number
 

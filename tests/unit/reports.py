@@ -50,7 +50,7 @@ def history(variant: str) -> list[StepInfo]:
         channels = {"conv1": [16, 8], "conv2": [32, 24], "conv3": [64, 40]}
         steps += [
             step("prune-channels", 1.7, macs=[5_600_000, 1_500_000], channels=channels),
-            step("fine-tune", 31.5, loss=[0.31, 0.12, 0.08]),
+            step("fine-tune", 31.5, losses=[0.31, 0.12, 0.08], warning="only 40 samples to learn from"),
         ]
     steps.append(step("export-onnx", 3.3))
     if "int8" in variant:
@@ -58,8 +58,7 @@ def history(variant: str) -> list[StepInfo]:
             {"layer": "attention/softmax", "type": "Softmax", "precision": "fp32", "why": "no INT8 kernel", "noise_db": None, "us": 61.0},
             {"layer": "conv_stem", "type": "Convolution", "precision": "fp32", "why": "below 20 dB alone", "noise_db": 18.4, "us": 210.0},
         ]
-        few = "only 8 calibration samples: ranges found on fewer than 32 seldom hold"
-        steps.append(step("quantize-int8", 4.25, calibrated_on=256, layers=kept, tried_db={"minmax": 31.3, "mean": 25.2}, warning=few))
+        steps.append(step("quantize-int8", 4.25, calibrated_on=256, layers=kept, tried_db={"minmax": 31.3, "mean": 25.2}))
     return [*steps, step("compile openvino", 0.8)]
 
 

@@ -149,7 +149,7 @@ def test_history_tells_steps_options_notes_and_parity() -> None:
         "macs 5,600,000 → 1,500,000",
         "per_channel: yes",
         "118.4 dB, at least 60 dB asked",
-        "only 8 calibration samples",
+        "only 40 samples to learn from",
     ):
         assert told in texts, told
 
