@@ -47,11 +47,12 @@ def bench(
     with contextlib.ExitStack() as held:
         folder = output or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="edgeopt-bench-")))
         progress = held.enter_context(listen(quiet, verbose))
-        report = stage(model, targets, folder, data=data, sizes=_sizes(sizes), batch=batch, seconds=seconds, progress=progress)
+        report = stage(model, targets, folder, data=data, sizes=axes(sizes), batch=batch, seconds=seconds, progress=progress)
     return Answer(report, lambda: _words(report, model, output), report.exit_code)
 
 
-def _sizes(given: tuple[str, ...]) -> dict[str, int]:
+def axes(given: tuple[str, ...]) -> dict[str, int]:
+    """Sizes of axes as they are given on the command line."""
     from edgeopt.core.errors import UsageError
 
     found = {}

@@ -14,7 +14,7 @@ from edgeopt.cli.commands import json_option
 if TYPE_CHECKING:
     from edgeopt.core.comparison import Comparison
 
-FORMATS = ("text", "json", "md", "github", "gitlab")
+FORMATS = ("text", "json", "md", "html", "github", "gitlab")
 STYLES = {"worse": "red", "better": "green", "not comparable": "yellow", "same": "dim"}
 _PATH = click.Path(path_type=Path)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
@@ -31,7 +31,8 @@ def compare(old: Path, new: Path, fail_on: str, force: bool, form: str) -> Answe
     """Hold the run NEW against OLD: run folders or report.json files.
 
     Every row in both is better, worse or the same by intervals, for scores, times, size and memory. Runs on
-    another machine, with other evaluation data, scenario, batch or threads are refused (exit 4).
+    another machine, with other evaluation data, scenario, batch or threads are refused (exit 4). With
+    --format html it prints one page that opens off-line.
     """
     from edgeopt.stages.compare import compare as stage
 
@@ -41,7 +42,16 @@ def compare(old: Path, new: Path, fail_on: str, force: bool, form: str) -> Answe
     if form != "text":
         for one in found.differences:
             complain(str(one), prefix="measured differently")
+    if form == "html":
+        return Answer(found, lambda: _page(found, old, new), found.exit_code)
     return Answer(found, lambda: _text(found) if form == "text" else _told(found, form), found.exit_code)
+
+
+def _page(found: Comparison, old: Path, new: Path) -> str:
+    from edgeopt.core.report import Report
+    from edgeopt.stages.side_by_side import side_by_side
+
+    return side_by_side(found, Report.read(old), Report.read(new))
 
 
 def _told(found: Comparison, form: str) -> str:

@@ -18,13 +18,29 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), metavar="MODEL|ARTIFACT|RUN-FOLDER")
 @click.option("--target", metavar="NAME", help="say what keeps the model from this target, and what mends it")
+@click.option("--profile", is_flag=True, help="run it on the target, by default the artifact's own, and time each layer")
+@click.option("--size", "sizes", multiple=True, metavar="AXIS=N", help="with --profile, the size of an axis that may vary; may be repeated")
 @json_option
-def inspect(path: Path, target: str | None) -> Answer:
-    """Look into a model file (.onnx, .xml, .pt2, .safetensors), an artifact or a run folder. Nothing is run."""
+def inspect(path: Path, target: str | None, profile: bool, sizes: tuple[str, ...]) -> Answer:
+    """Look into a model file (.onnx, .xml, .pt2, .safetensors), an artifact or a run folder.
+
+    Nothing is run but with --profile, which times each layer of an .onnx or .xml file or an artifact, with the
+    precision that executes, and holds it against what this machine can do.
+    """
+    from edgeopt.core.errors import UsageError
     from edgeopt.stages.inspect import inspect as stage
 
-    found = stage(path, target)
-    return Answer(found, lambda: _words(found))
+    if sizes and not profile:
+        raise UsageError("--size says nothing without --profile", remedy="add --profile, or leave --size out")
+    if not profile:
+        found = stage(path, target)
+        return Answer(found, lambda: _words(found))
+    from edgeopt.cli.bench import axes
+    from edgeopt.cli.layers import layers
+    from edgeopt.stages.dissect import dissect
+
+    found, told = stage(path), dissect(path, target, axes(sizes))
+    return Answer(found.model_copy(update={"profile": told.model_dump(mode="json")}), lambda: layers(path, told))
 
 
 def _words(found: Inspection) -> str:

@@ -15,7 +15,7 @@ from edgeopt.cli.walk import in_folder, judged_answer, recipe_folder
 if TYPE_CHECKING:
     from edgeopt.core.report import Report
 
-FORMATS = ("md", "json", "junit", "github", "gitlab")
+FORMATS = ("md", "html", "json", "junit", "github", "gitlab")
 
 
 @click.command()
@@ -29,7 +29,7 @@ def report(runs: tuple[Path, ...], base: Path | None, form: str | None) -> Answe
     A report.json is told as it is. With --format github the page goes to the step summary where there is
     one, and what falls short becomes annotations; gitlab prints a code quality report.
     """
-    from edgeopt.core.errors import combine
+    from edgeopt.core.errors import UsageError, combine
 
     found = [_read(run, base) for run in runs]
     reports = [one for one, _ in found]
@@ -37,6 +37,8 @@ def report(runs: tuple[Path, ...], base: Path | None, form: str | None) -> Answe
     value = reports[0] if len(reports) == 1 else [one.model_dump(mode="json") for one in reports]
     if form == "json":
         return Answer(value, Answer(value, "").json, code)
+    if form == "html" and len(found) > 1:
+        raise UsageError("a page holds one report", remedy="name one run folder; `edgeopt compare OLD NEW --format html` shows two")
     if form:
         return Answer(value, lambda: _told(found, form), code)
     answers = [judged_answer(one, folder) for one, folder in found]
@@ -55,8 +57,10 @@ def _read(run: Path, base: Path | None) -> tuple[Report, Path]:
 
 
 def _told(found: list[tuple[Report, Path]], form: str) -> str:
-    from edgeopt.stages import findings, github, gitlab, junit, markdown
+    from edgeopt.stages import findings, github, gitlab, html, junit, markdown
 
+    if form == "html":
+        return html.html(*found[0])
     reports = [one for one, _ in found]
     if form == "junit":
         return junit.junit(*reports)

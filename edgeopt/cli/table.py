@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgeopt.core.report import Report, Row
@@ -16,10 +17,12 @@ from edgeopt.stages.numbers import NONE, factor, number
 from edgeopt.stages.words import Words
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
 ROWS = 40  # of one target; the pages hold all
 NAMES = 4  # told in one line of what falls short
+LINES = 2  # of one footnote; the pages tell it whole
 GAP = 2
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 STYLES = {
@@ -38,7 +41,6 @@ STYLES = {
 def table(report: Report, width: int = 80, coloured: bool = False) -> str:
     """A report in so many columns. Every mark is a word; colour only underlines it."""
     from rich.console import Console
-    from rich.text import Text
 
     words = Words(report)
     console = Console(
@@ -52,9 +54,16 @@ def table(report: Report, width: int = 80, coloured: bool = False) -> str:
     with console.capture() as capture:
         for line in _tables(words, width):
             console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
-        for head, text in (*_footnotes(words), *_decisions(words)):
-            for index, part in enumerate(Text(_clean(text)).wrap(console, max(width - 2, 20))):
-                console.print(Text("  " if index else "") + (_headed(part, _clean(head)) if not index else part), no_wrap=True)
+        for head, text in _footnotes(words):
+            for line in _wrapped(console, text, head, width, LINES):
+                console.print(line, no_wrap=True)
+        console.print()
+        for one in (decide(words, target.name) for target in words.report.targets):
+            doubt = f" ({one.doubts[0]})" if one.doubts else ""
+            for line in _wrapped(
+                console, one.sentence + doubt, one.target, width, None, one.answer, "bold green" if one.row else "bold red"
+            ):
+                console.print(line, no_wrap=True)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
@@ -144,11 +153,11 @@ def _standing(words: Words, row: Row) -> str:
 
 def _footnotes(words: Words) -> list[tuple[str, str]]:
     """What the gates demand, why some stay open, and why rows are missing: each told once."""
-    lines = [("gates", f"gates: {'; '.join(demands)}")] if (demands := words.demands()) else []
+    lines = [("gates", f"gates: {'; '.join(limits)}")] if (limits := words.limits()) else []
     told: dict[str, list[str]] = defaultdict(list)
     for row in words.report.rows:
-        if row.status in ("failed", "unavailable"):
-            told[words.why_not(row)[0].splitlines()[0]].append(f"{row.variant} on {row.target}")
+        if row.status in ("failed", "unavailable"):  # the table says which of the two
+            told[(row.reason or "no reason was given").splitlines()[0]].append(f"{row.variant} on {row.target}")
     for why, names in told.items():
         more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
         names_told = f"{', '.join(names[:NAMES])}{more}"
@@ -159,16 +168,23 @@ def _footnotes(words: Words) -> list[tuple[str, str]]:
     return lines + [("open", f"open: {reason}") for reason in list(reasons)[:NAMES]]
 
 
-def _decisions(words: Words) -> list[tuple[str, str]]:
-    found = [decide(words, target.name) for target in words.report.targets]
-    return [("", ""), *((one.target, one.sentence + (f" ({one.doubts[0]})" if one.doubts else "")) for one in found)]
+def _wrapped(console: Console, text: str, head: str, width: int, most: int | None, answer: str = "", style: str = "") -> Iterator[Text]:
+    """A paragraph with its head in bold and its answer in a style, later lines set in; cut after so many lines."""
+    from rich.text import Text
+
+    whole = Text(_clean(text))
+    whole.stylize("bold", 0, len(_clean(head)))
+    if answer and (at := whole.plain.find(_clean(answer), len(_clean(head)))) >= 0:
+        whole.stylize(style, at, at + len(_clean(answer)))
+    lines = whole.wrap(console, max(width - 2, 20))
+    for index, line in enumerate(lines[:most]):
+        if most is not None and index == most - 1 and len(lines) > most:
+            line.rstrip()
+            line.truncate(max(width - 4, 18))
+            line.append(" …")
+        yield Text("  " if index else "") + line
 
 
 def _clean(text: str) -> str:
     """Text that cannot command the terminal."""
     return _CONTROL.sub("", text)
-
-
-def _headed(text: Text, head: str) -> Text:
-    text.stylize("bold", 0, len(head))
-    return text

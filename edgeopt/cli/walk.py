@@ -188,7 +188,7 @@ def judged_answer(report: Report, folder: Path) -> Answer:
         from edgeopt.cli.table import table
         from edgeopt.stages.changes import tally
 
-        lines = [table(report, width(), coloured()), ""]
+        lines = [table(report, width(), coloured())]
         lines += [f"against the baseline: {tally(report.baseline)}"] if report.baseline else []
         lines += [f"exit {report.exit_code}: {reason}" for reason in report.exit_reasons]
         return "\n".join([*lines, f"report: {shown(folder / 'report.html')}"])

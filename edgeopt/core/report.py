@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from edgeopt.core.comparison import Comparison
 from edgeopt.core.errors import UsageError
+from edgeopt.core.profile import Peaks, Profile
 from edgeopt.core.protocols import Options
 from edgeopt.core.session import Interval, Latency, ScoreValue, Speedup
 
@@ -53,6 +54,7 @@ class TargetInfo(Options):
     session: str | None = Field(description="folder of the session, relative to report.json")
     data_digest: str | None
     conditions: dict[str, Any]
+    peaks: Peaks | None = Field(default=None, description="what the machine can do at best with these threads: measured, not a data sheet")
 
 
 class StepInfo(Options):
@@ -84,6 +86,7 @@ class Row(Options):
     speedup: Speedup | None
     precision: dict[str, int] | None
     runtime: str | None = Field(default=None, description="the library that executed it, with its version")
+    profile: Profile | None = Field(default=None, description="where the time goes; the session's profile.json holds every layer")
     pareto: bool
     qualifies: bool | None
     picked: bool
@@ -120,6 +123,7 @@ class Report(Options):
     targets: list[TargetInfo]
     rows: list[Row]
     gates: list[GateResult]
+    versions: dict[str, str] | None = Field(default=None, description="the packages that made and ran the artifacts, and Python")
     baseline: Comparison | None = Field(default=None, description="held against the recipe's baseline")
 
     def picked(self, target: str) -> Row | None:

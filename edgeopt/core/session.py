@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from edgeopt.core.profile import Peaks, Profile
 from edgeopt.core.protocols import Options
 
 RECORD = "session.json"
@@ -68,6 +69,7 @@ class Measured(Options):
     precision: dict[str, int] | None = None
     layers: int | None = None
     runtime: str | None = None
+    profile: Profile | None = Field(default=None, description="where the time goes; profile.json beside this file holds every layer")
     scores: dict[str, ScoreValue] = Field(default_factory=dict)
     flags: list[str] = Field(default_factory=list)
 
@@ -89,6 +91,7 @@ class Session(Options):
     synthetic: str = ""
     noise_percent: float | None = Field(default=None, description="how far two copies of the reference read apart")
     warmup_runs: int = 0
+    peaks: Peaks | None = Field(default=None, description="what this machine can do at best with these threads")
     started_at: str
     seconds: dict[str, float] = Field(default_factory=dict)
     variants: list[Measured]

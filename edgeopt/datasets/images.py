@@ -51,7 +51,7 @@ class Images(Dataset):
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field(default="bilinear", description="how resizing interpolates")
     crop: _Size | _Pair | None = Field(default=None, description="centre square, or [height, width]")
     layout: Literal["NCHW", "NHWC"] = "NCHW"
-    scale: _Scale | _Fraction | None = Field(default=None, description="pixels are multiplied by it first: a number, or a fraction as 1/255")
+    scale: _Scale | _Fraction | None = Field(default=None, description="pixels are multiplied by it first: a number or a fraction, 1/255")
     mean: float | list[float] | None = Field(default=None, description="then subtracted; one value or one per channel, of scaled pixels")
     std: _Scale | list[_Scale] | None = Field(default=None, description="then divided by; one value or one per channel, of scaled pixels")
 

@@ -9,6 +9,8 @@ looked up among installed entry points of the group `edgeopt.runner`, whose valu
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -74,11 +76,38 @@ class Session(Protocol):
         ...
 
     def profile(self, feeds: Feeds) -> list[dict[str, Any]]:
-        """The runtime's own times: name, type, precision and mean µs of each executed layer."""
+        """The runtime's own times of each executed layer, in order of execution, over several runs (`profiled`).
+
+        name, type, precision (int8, bf16, fp16, fp32; `other` where it does not compute), us (`steady`), and
+        where the runtime tells them made_of, the names of the model's own nodes.
+        """
         ...
 
     def close(self) -> None:
         """Give the runtime's memory and threads back."""
+
+
+PROFILE_S = 0.5  # after so long no further run is profiled, once there are PROFILE_RUNS[0]
+PROFILE_RUNS = (5, 100)
+PROFILE_WARM_UP = 2
+
+
+def profiled() -> Iterator[int]:
+    """Counts the runs of a profile: enough for a steady figure, and no more than PROFILE_S where that is many."""
+    least, most = PROFILE_RUNS
+    end = time.monotonic() + PROFILE_S
+    for run in range(most):
+        if run >= least and time.monotonic() > end:
+            return
+        yield run
+
+
+def steady(times: Sequence[float]) -> float:
+    """The mean of the middle half: times come in whole µs, and a run in which the system took the core away says nothing of a layer."""
+    ordered = sorted(times)
+    cut = len(ordered) // 4
+    middle = ordered[cut : len(ordered) - cut]
+    return sum(middle) / len(middle)
 
 
 def check(feeds: Feeds, inputs: list[Port]) -> None:

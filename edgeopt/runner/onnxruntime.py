@@ -7,13 +7,14 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt.runner import Port, Problem
+from edgeopt.runner import PROFILE_WARM_UP, Port, Problem, profiled, steady
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -33,7 +34,6 @@ _WEIGHTS_ONLY = frozenset({"MatMulNBits", "MatMulBnb4"})
 _FLOATS = {"float": "fp32", "double": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _NUMPY = {"float": "float32", "double": "float64"}
 _NUMPY |= {name: name for name in ("float16", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))}
-_PROFILED_RUNS = 5
 
 
 def library() -> ModuleType:
@@ -120,8 +120,9 @@ class OnnxruntimeSession:
 
     def facts(self, feeds: Feeds) -> dict[str, Any]:
         counts = {"int8": 0, "bf16": 0, "fp16": 0, "fp32": 0}
-        for event in self._nodes(feeds, 1).values():
-            if (precision := _precision(event[0]["args"])) in counts:
+        nodes, _ = self._nodes(feeds, range(1))
+        for events in nodes.values():
+            if (precision := _precision(events[0]["args"])) in counts:
                 counts[precision] += 1
         return {
             "runtime": f"onnxruntime {library().__version__}",
@@ -132,25 +133,31 @@ class OnnxruntimeSession:
 
     def profile(self, feeds: Feeds) -> list[dict[str, Any]]:
         rows = []
-        for (name, _), events in self._nodes(feeds, 1 + _PROFILED_RUNS).items():
-            kept = events[len(events) // (1 + _PROFILED_RUNS) :]
+        nodes, runs = self._nodes(feeds, profiled(), PROFILE_WARM_UP)
+        for (name, _), events in nodes.items():
+            each = len(events) // (runs + PROFILE_WARM_UP) or 1  # more than one where a loop holds the node
+            times = [event["dur"] for event in events[each * PROFILE_WARM_UP :]] or [event["dur"] for event in events]
+            spent = [sum(times[at : at + each]) for at in range(0, len(times), each)]
             precision = _precision(events[0]["args"]) or "other"
-            mean = sum(event["dur"] for event in kept) / _PROFILED_RUNS
-            rows.append({"name": name, "type": events[0]["args"]["op_name"], "precision": precision, "us": round(mean, 1)})
+            rows.append({"name": name, "type": events[0]["args"]["op_name"], "precision": precision, "us": round(steady(spent), 2)})
         return rows
 
-    def _nodes(self, feeds: Feeds, runs: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """The runtime's own trace of a second session on the same file: events by node, in order of execution."""
+    def _nodes(self, feeds: Feeds, runs: Iterable[int], warm_up: int = 0) -> tuple[dict[tuple[str, str], list[dict[str, Any]]], int]:
+        """The trace of a second session on the same file: events by node, in order of execution, and the runs after the warm-up."""
+        done = 0
         with tempfile.TemporaryDirectory() as folder:
             session = self._open(f"{folder}/trace")
-            for _ in range(runs):
+            for _ in range(warm_up):
                 session.run(None, feeds)
+            for _ in runs:
+                session.run(None, feeds)
+                done += 1
             trace = json.loads(Path(session.end_profiling()).read_text())
         nodes: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for event in trace:
             if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
                 nodes.setdefault((event["name"].removesuffix("_kernel_time"), event["args"]["node_index"]), []).append(event)
-        return nodes
+        return nodes, done
 
     def close(self) -> None:
         del self._bindings, self._session

@@ -8,11 +8,11 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from edgeopt.runner import Port, Problem
+from edgeopt.runner import PROFILE_WARM_UP, Port, Problem, profiled, steady
 
 if TYPE_CHECKING:
     import openvino
@@ -33,7 +33,14 @@ _PRECISIONS = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "fp16", "f32":
 _NUMPY = {"f16": "float16", "f32": "float32", "f64": "float64", "boolean": "bool"}
 _NUMPY |= {f"{sign}{bits}": f"{'u' * (sign == 'u')}int{bits}" for sign in "iu" for bits in (8, 16, 32, 64)}
 _TOLD = ("layerType", "primitiveType", "originalLayersNames")
-_PROFILED_RUNS = 5
+
+
+class _Layer(NamedTuple):
+    """One executed layer: `precision` is empty where it does not compute; `made_of` names the model's nodes in it."""
+
+    type: str
+    precision: str
+    made_of: list[str]
 
 
 def library() -> ModuleType:
@@ -122,9 +129,9 @@ class OpenvinoSession:
 
     def facts(self, feeds: Feeds) -> dict[str, Any]:
         counts = {"int8": 0, "bf16": 0, "fp16": 0, "fp32": 0}
-        for _, precision in self._layers(self._compiled).values():
-            if precision in counts:
-                counts[precision] += 1
+        for layer in self._layers(self._compiled).values():
+            if layer.precision in counts:
+                counts[layer.precision] += 1
         version = library().get_version().split("-")[0]
         read_back = {"threads": "INFERENCE_NUM_THREADS", "streams": "NUM_STREAMS"}
         return {
@@ -137,21 +144,25 @@ class OpenvinoSession:
     def profile(self, feeds: Feeds) -> list[dict[str, Any]]:
         session = OpenvinoSession(self._path, {**self._config, "PERF_COUNT": True}, 1)
         session.load(feeds)
-        session.start()
-        layers, total = session._layers(session._compiled), dict[str, float]()
-        for _ in range(_PROFILED_RUNS):
+        for _ in range(PROFILE_WARM_UP):
+            session.start()
+        executed, times = library().ProfilingInfo.Status.EXECUTED, dict[str, list[float]]()
+        for _ in profiled():
             session.start()
             for entry in session._requests[0].profiling_info:
-                if entry.status == library().ProfilingInfo.Status.EXECUTED:
-                    total[entry.node_name] = total.get(entry.node_name, 0.0) + entry.real_time.total_seconds() * 1e6
+                if entry.status == executed:
+                    times.setdefault(entry.node_name, []).append(entry.real_time.total_seconds() * 1e6)
+        layers = session._layers(session._compiled)
         rows = []
-        for name, us in total.items():
-            kind, precision = layers.get(name, ("", ""))
-            rows.append({"name": name, "type": kind, "precision": precision or "other", "us": round(us / _PROFILED_RUNS, 1)})
+        for name, spent in times.items():
+            layer = layers.get(name, _Layer("", "", []))
+            told = {"name": name, "type": layer.type, "precision": layer.precision or "other", "us": round(steady(spent), 2)}
+            rows.append(told | {"made_of": layer.made_of})
+        session.close()
         return rows
 
-    def _layers(self, compiled: openvino.CompiledModel) -> dict[str, tuple[str, str]]:
-        """Type and, where it computes, precision of each executed layer."""
+    def _layers(self, compiled: openvino.CompiledModel) -> dict[str, _Layer]:
+        """Each executed layer by its name."""
         boolean = self._boolean()
         layers = {}
         for layer in compiled.get_runtime_model().get_ordered_ops():
@@ -159,8 +170,9 @@ class OpenvinoSession:
             kind, implementation, made_of = (told[key] for key in _TOLD)
             # The implementation ends in the precision of the data: "jit_avx512_f32". `runtimePrecision` is that of the weights at times.
             precision = "" if _MOVES.fullmatch(kind) else _PRECISIONS.get(implementation.rpartition("_")[2].lower(), "")
-            logical = precision == "int8" and not boolean.isdisjoint(made_of.split(","))
-            layers[layer.friendly_name] = (kind, "" if logical else precision)
+            names = [name for name in made_of.split(",") if name]
+            logical = precision == "int8" and not boolean.isdisjoint(names)
+            layers[layer.friendly_name] = _Layer(kind, "" if logical else precision, names)
         return layers
 
     def _boolean(self) -> set[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.core import registry
 from edgeopt.core.artifact import Signature
 from edgeopt.core.errors import UntrustedError, UsageError
+from edgeopt.stages import work
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -97,42 +98,8 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 def _macs(model: ModelProto) -> int | None:
     """Multiply-accumulates of one sample; None when a shape stays open or layers stand in a loop's body."""
-    onnx = registry.need("onnx", "all")
-    heavy = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-    bodies = [graph for graph in _graphs(model.graph) if graph is not model.graph]
-    if any(node.op_type in heavy for body in bodies for node in body.node):
-        return None
-    del model.graph.value_info[:]
-    stored = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    batch = next(
-        (d.dim_param or "?" for i in model.graph.input if i.name not in stored for d in list(i.type.tensor_type.shape.dim)[:1]), "?"
-    )
-    for value in [*model.graph.input, *model.graph.output]:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value") and (dim.dim_param == batch or axis == 0):
-                dim.dim_value = 1
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception:  # noqa: BLE001 (an odd model has no figure; that is no reason to fail)
-        return None
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*inferred.input, *inferred.value_info, *inferred.output]
-    } | stored
-    total = 0
-    for node in inferred.node:
-        if node.op_type not in heavy:
-            continue
-        data, weight, result = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
-        if not data or not weight or not result or 0 in (*data, *weight, *result):
-            return None
-        if node.op_type == "Conv":
-            total += math.prod(result) * math.prod(weight[1:])
-        elif node.op_type == "ConvTranspose":
-            total += math.prod(data) * math.prod(weight[1:])
-        else:
-            turned = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-            total += math.prod(result) * data[0 if turned else -1]
-    return total
+    counted = work.of_onnx(model)
+    return counted.macs if counted else None
 
 
 def _openvino(path: Path) -> dict[str, Any]:

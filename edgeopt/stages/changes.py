@@ -20,10 +20,10 @@ READ_ME = (
 
 def values(change: Change) -> str:
     """ "2.71 → 3.10 ms"."""
-    scale = 100 if _is_share(change) else 1
-    unit = "%" if _is_share(change) else change.unit
+    scale = 100 if is_share(change) else 1
+    unit = "%" if is_share(change) else change.unit
     known = [abs(value * scale) for value in (change.old, change.new) if value]
-    places = 1 if _is_share(change) else max((decimals(value) for value in known), default=0)
+    places = 1 if is_share(change) else max((decimals(value) for value in known), default=0)
     told = [NONE if value is None else number(value * scale, places) for value in (change.old, change.new)]
     return f"{told[0]} → {told[1]} {unit}".strip()
 
@@ -32,7 +32,7 @@ def moved(change: Change) -> str:
     """ "+14.4 % [+12.9, +15.9]", "−0.2 points [−0.7, +0.3]"; empty where nothing can be held against each other."""
     if change.change is None:
         return ""
-    if change.kind == "score" and not _is_share(change):
+    if change.kind == "score" and not is_share(change):
         largest = max(map(abs, change.ci95 or (change.change,)))
         places = 1 if change.unit == "dB" else decimals(largest)
         return f"{number(change.change, places, signed=True)} {change.unit} {interval(change.ci95, places, signed=True)}".replace(
@@ -93,7 +93,7 @@ def _cells(row: RowChange, change: Change) -> list[str]:
     return [escaped(text) for text in (row.variant, row.target, change.figure, values(change), moved(change), told)]
 
 
-def _is_share(change: Change) -> bool:
+def is_share(change: Change) -> bool:
     """Whether a score is told in percent, by the rule of `words`."""
     known = [value for value in (change.old, change.new) if value is not None]
     return change.kind == "score" and not change.unit and change.higher_is_better and all(0 <= value <= 1 for value in known)

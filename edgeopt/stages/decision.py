@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from edgeopt.core.report import Row
+from edgeopt.stages import breakdown
 from edgeopt.stages.numbers import count, number
 from edgeopt.stages.words import Part, Words
 
@@ -23,6 +24,12 @@ class Decision:
     reasons: list[str]
     evidence: list[str]
     doubts: list[str]
+
+    @property
+    def reached(self) -> str:
+        """What the answer makes of the machine; empty where nobody could tell."""
+        found = self.row.profile.roofline if self.row and self.row.profile else None
+        return f"It {breakdown.reached(found)}." if found else ""
 
     @property
     def sentence(self) -> str:

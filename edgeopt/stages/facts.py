@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgeopt.core.report import Report, StepInfo, TargetInfo
+from edgeopt.stages.breakdown import peaks
 from edgeopt.stages.numbers import NONE, count, number
 
 LONGEST = 1500  # characters of one note; report.json holds all of it
+MOST = 400  # rows of a note's table
+_COLUMNS = {"noise_db": "noise (dB)", "us": "time (µs)", "saves_us": "saves (µs)"}
 _MACHINE = {
     "cpu": "CPU",
     "cpu_family": "CPU family, model, stepping",
@@ -42,6 +47,8 @@ def value(given: Any) -> str:
         return "unknown"
     if isinstance(given, bool):
         return "yes" if given else "no"
+    if isinstance(given, int):
+        return f"{given:,}"
     if isinstance(given, float):
         return number(given)
     if isinstance(given, str):
@@ -51,6 +58,50 @@ def value(given: Any) -> str:
     else:
         text = json.dumps(given, ensure_ascii=False, default=str)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … (all of it in report.json)"
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a pass noted: a few words, and a table where it noted many things alike."""
+
+    name: str
+    text: str
+    head: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    warns: bool = False
+
+
+def note(name: str, given: Any) -> Note:
+    """A note for people: lists of mappings become tables, pairs of numbers before → after."""
+    title = name.replace("_", " ")
+    if isinstance(given, list) and given and all(isinstance(one, dict) for one in given):
+        keys = list(dict.fromkeys(key for one in given for key in one))
+        head = [_COLUMNS.get(key, str(key).replace("_", " ")) for key in keys]
+        kinds = Counter(str(one["precision"]) for one in given if one.get("precision"))
+        summed = f": {', '.join(f'{count} in {kind}' for kind, count in kinds.most_common())}" if kinds else ""
+        return _table(title, given, head, [[value(one[key]) if key in one else NONE for key in keys] for one in given[:MOST]], summed)
+    if isinstance(given, dict) and given and all(map(_is_pair, given.values())):
+        rows = [[str(key), value(old), value(new), f"{number(100 * new / old, 0)} %" if old else NONE] for key, (old, new) in given.items()]
+        return _table(title, list(given), ["", "before", "after", "kept"], rows[:MOST])
+    if isinstance(given, dict) and given and all(isinstance(one, (str, int, float, bool)) for one in given.values()):
+        text = pairs(given)
+        return Note(title, text if len(text) <= LONGEST else f"{text[:LONGEST]} … (all of it in report.json)")
+    if _is_pair(given):
+        return Note(title, f"{value(given[0])} → {value(given[1])}")
+    return Note(title, value(given), warns=name in ("warning", "warnings"))
+
+
+def _table(title: str, given: list[Any], head: list[str], rows: list[list[str]], summed: str = "") -> Note:
+    more = f"; the first {MOST} here, all in report.json" if len(given) > MOST else ""
+    return Note(title, f"{len(given)}{summed}{more}", head, rows)
+
+
+def _is_pair(given: Any) -> bool:
+    return (
+        isinstance(given, (list, tuple))
+        and len(given) == 2
+        and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in given)
+    )
 
 
 def pairs(given: dict[str, Any]) -> str:
@@ -87,6 +138,7 @@ def conditions(target: TargetInfo) -> list[tuple[str, str]]:
     if target.noise_percent is not None:
         found.append(("two copies of the reference apart", f"{number(target.noise_percent, 2)} %"))
     found += [(_CONDITIONS.get(name, name), value(one)) for name, one in target.conditions.items()]
+    found += [("measured peaks", peaks(target.peaks))] if target.peaks else []
     return found + [(name, one) for name, one in (("session", target.session), ("evaluation data", target.data_digest)) if one]
 
 
@@ -106,6 +158,11 @@ def origin(report: Report) -> list[tuple[str, str]]:
         ("edgeopt", report.edgeopt),
         ("written", report.created_at),
     ]
+
+
+def picks(report: Report) -> list[list[str]]:
+    """What was taken: target, variant, artifact and its digest."""
+    return [[row.target, row.variant, row.artifact.path, row.artifact.digest] for row in report.rows if row.picked and row.artifact]
 
 
 def commands(report: Report) -> list[tuple[str, str]]:

@@ -13,37 +13,60 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edgeopt.core.profile import LayerTime
 from edgeopt.core.report import GateResult, Report, Row, TargetInfo
-from edgeopt.stages import facts
+from edgeopt.stages import breakdown, facts, profile
 from edgeopt.stages.decision import decide
-from edgeopt.stages.numbers import NONE, factor, measured, megabytes, number, seconds
+from edgeopt.stages.figures import LAYERED, LAYERS, figures
+from edgeopt.stages.moves import moves
+from edgeopt.stages.numbers import NONE, factor, measured, megabytes, seconds
+from edgeopt.stages.spread import HEAD, spread
 from edgeopt.stages.words import EXITS, VERDICTS, Words
 
 PAGE = Path(__file__).parent / "page"
-BARS = 24  # rows drawn as bars; the scatter and the tables hold all
+SPREADS = 16  # rows whose distribution is drawn
 Cell = tuple[str, float | None]  # text, and what to sort by
 
 
-def html(report: Report) -> str:
-    """A report as one HTML document."""
-    import jinja2
-
-    parts = {name: (PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "plot.min.js", "plot.LICENSE.txt")}
+def html(report: Report, folder: Path | None = None) -> str:
+    """A report as one HTML document; with the run's folder also how timings are spread and how long each layer takes."""
     words = Words(report)
-    loader = jinja2.FileSystemLoader(PAGE)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("report.html.j2").render(
+    told = [_target(words, target, index, folder) for index, target in enumerate(report.targets)]
+    drawn = [target.pop("figures") for target in told]
+    moved, marks = moves(report.baseline, len(drawn)) if report.baseline else (None, [])
+    return page(
+        "report.html.j2",
+        ("frame.js", "report.js", "where.js", "compare.js"),
+        drawn + marks,
         report=report,
         outcome=EXITS.get(report.exit_code, "The run did not finish."),
-        targets=[_target(words, target, index) for index, target in enumerate(report.targets)],
+        targets=told,
         scores=words.scores,
         facts=facts,
-        style=parts["report.css"],
-        plot=parts["plot.min.js"],
-        script=parts["report.js"],
-        licences=parts["plot.LICENSE.txt"],
-        allowed=" ".join(_hash(parts[name]) for name in ("plot.min.js", "report.js")),
-        figures=_json([_figures(words, target) for target in report.targets]),
+        moved=moved,
+        about=breakdown.ABOUT,
+        about_peaks=breakdown.ABOUT_PEAKS,
+    )
+
+
+def page(template: str, scripts: tuple[str, ...], figures: list[Any], **context: Any) -> str:
+    """One self-contained document out of a template and our scripts; the scripts share one scope that nothing else sees."""
+    import jinja2
+
+    def part(name: str) -> str:
+        return (PAGE / name).read_text(encoding="utf-8")
+
+    script = '"use strict";\n(() => {\n' + "\n".join(part(name) for name in scripts) + "\nstart();\n})();"
+    plot, loader = part("plot.min.js"), jinja2.FileSystemLoader(PAGE)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(template).render(
+        **context,
+        style=part("report.css"),
+        plot=plot,
+        script=script,
+        licences=part("plot.LICENSE.txt"),
+        allowed=f"{_hash(plot)} {_hash(script)}",
+        figures=_json(figures),
     )
 
 
@@ -63,33 +86,50 @@ def _json(value: Any) -> str:
     )
 
 
-def _target(words: Words, target: TargetInfo, index: int) -> dict[str, Any]:
+def _target(words: Words, target: TargetInfo, index: int, folder: Path | None) -> dict[str, Any]:
     """One target's part of the page."""
     rows = words.rows[target.name]
     demands = list(dict.fromkeys(words.wants(gate.gate) for row in rows for gate in words.gates(row)))
     measured_rows = [row for row in rows if row.latency_ms]
+    throughput = target.scenario == "throughput"
+    spreads = spread(folder, target.session, [row.variant for row in words.foremost(target.name, SPREADS)]) if folder else {}
+    layers = _layers(words, target, folder)
     return {
         "id": f"target-{index}",
         "name": target.name,
         "title": words.title(target),
         "decision": decide(words, target.name),
-        "throughput": target.scenario == "throughput",
-        "rows": [_row(words, row, demands, target.scenario == "throughput") for row in rows],
+        "throughput": throughput,
+        "rows": [_row(words, row, demands, throughput) for row in rows],
         "demands": demands,
         "others": [(row.variant, words.why_not(row)) for row in rows if not row.picked],
         "remarks": [(row.variant, told) for row in rows if (told := words.flags(row) + words.warnings(row))],
-        "tables": [
-            (
-                "scatter",
+        "tables": {
+            "scatter": (
                 "Latency and scores",
-                ["variant", "p50", "on the front", *words.scores],
-                [_scatter_cells(words, row) for row in measured_rows],
+                (["variant", "p50", "on the front", *words.scores], [_scatter_cells(words, row) for row in measured_rows]),
             ),
-            ("latency", "Latency", _LATENCY, [_latency_cells(row) for row in measured_rows]),
-            ("size", "Size", _SIZE, [_size_cells(row) for row in rows if row.artifact]),
-            ("memory", "Peak memory", _MEMORY, [_memory_cells(row) for row in measured_rows]),
-        ],
+            "latency": ("Latency", (_LATENCY, [_latency_cells(row) for row in measured_rows])),
+            "size": ("Size", (_SIZE, [_size_cells(row) for row in rows if row.artifact])),
+            "memory": ("Peak memory", (_MEMORY, [_memory_cells(row) for row in measured_rows])),
+            "spread": ("Timings", (HEAD, [spreads[row.variant].cells(row.variant) for row in rows if row.variant in spreads])),
+            "split": ("Time by precision", breakdown.split_table(rows)),
+            "roofline": ("Roofline", breakdown.roofline_table(rows)),
+        },
+        "kinds": [(kind, breakdown.TITLES[kind]) for kind in breakdown.occurring(rows)],
+        "costs": [(row.variant, told) for row in measured_rows if row.profile and (told := breakdown.costs(row.profile))],
+        "peaks": breakdown.peaks(target.peaks) if target.peaks else "",
+        "layers": [(name, breakdown.layer_table(layers[name], LAYERS)) for name in layers],
+        "figures": figures(words, target, spreads, layers),
     }
+
+
+def _layers(words: Words, target: TargetInfo, folder: Path | None) -> dict[str, list[LayerTime]]:
+    """The layers of the foremost variants of a target, where the run's folder is here."""
+    if folder is None or target.session is None or not (folder / target.session).resolve().is_relative_to(folder.resolve()):
+        return {}
+    held = profile.read(folder / target.session)
+    return {row.variant: held[row.variant] for row in words.foremost(target.name, LAYERED) if held.get(row.variant)}
 
 
 def _row(words: Words, row: Row, demands: list[str], throughput: bool) -> dict[str, Any]:
@@ -109,7 +149,16 @@ def _row(words: Words, row: Row, demands: list[str], throughput: bool) -> dict[s
         "cells": cells,
         "verdicts": [_verdict(words, found.get(wants)) for wants in demands],
         "seconds": seconds(sum(step.seconds for step in row.history)),
-        "steps": [(step.step, seconds(step.seconds), facts.parity(step), facts.pairs(step.options), step.notes) for step in row.history],
+        "steps": [
+            (
+                step.step,
+                seconds(step.seconds),
+                facts.parity(step),
+                facts.pairs(step.options),
+                [facts.note(*note) for note in step.notes.items()],
+            )
+            for step in row.history
+        ],
     }
 
 
@@ -150,48 +199,3 @@ def _size_cells(row: Row) -> list[str]:
 def _memory_cells(row: Row) -> list[str]:
     layers = ", ".join(f"{count} {name}" for name, count in (row.precision or {}).items() if count) or NONE
     return [row.variant, measured(row.peak_rss_mb, None, "MB"), layers]
-
-
-def _figures(words: Words, target: TargetInfo) -> dict[str, Any]:
-    """What the charts of one target are drawn from, in the units that they are told in."""
-    throughput = target.scenario == "throughput"
-    first = [name for name in words.scores if any(name in row.scores for row in words.rows[target.name])]
-    bars = {row.variant for row in words.foremost(target.name, BARS)}
-    return {
-        "name": target.name,
-        "throughput": throughput,
-        "cost": "throughput (per second)" if throughput else "p50 latency (ms)",
-        "scores": [{"label": f"{name} ({unit})" if (unit := words.unit(name)) else name, "rises": words.rises(name)} for name in first],
-        "rows": [
-            _point(words, row, first, throughput, row.variant in bars) for row in words.rows[target.name] if row.latency_ms or row.artifact
-        ],
-    }
-
-
-def _point(words: Words, row: Row, scores: list[str], throughput: bool, bar: bool) -> dict[str, Any]:
-    latency, cost = row.latency_ms, row.latency_ms and (row.latency_ms.p50, *row.latency_ms.p50_ci95)
-    if throughput and row.throughput_per_s is not None:
-        cost = (row.throughput_per_s, *(row.throughput_ci95 or (row.throughput_per_s, row.throughput_per_s)))
-    kind = "picked" if row.picked else "reference" if row.variant == words.report.reference else "qualifies" if row.qualifies else "out"
-    told = [f"{row.variant}: {words.standing(row)}", words.cost(row), *(f"{name} {words.of(row, name, ci=True)}" for name in scores)]
-    spans = [(score.value, *(score.ci95 or (score.value, score.value))) if (score := row.scores.get(name)) else None for name in scores]
-    return {
-        "variant": row.variant,
-        "kind": kind,
-        "told": "\n".join(told),
-        "x": cost and [_short(value) for value in cost],
-        "y": [span and [_short(words.scaled(name, value)) for value in span] for name, span in zip(scores, spans, strict=True)],
-        "front": row.pareto,
-        "bar": bar,
-        "p90": latency and latency.p90 and _short(latency.p90),
-        "cost": words.cost(row),
-        "mb": row.artifact and _short(row.artifact.size_bytes / 1e6),
-        "size": megabytes(row.artifact.size_bytes if row.artifact else None),
-        "rss": row.peak_rss_mb and _short(row.peak_rss_mb),
-        "memory": f"{number(row.peak_rss_mb)} MB",
-    }
-
-
-def _short(value: float) -> float | None:
-    """Enough digits to draw; None for what JSON has no word for."""
-    return float(f"{value:.6g}") if abs(value) < float("inf") else None

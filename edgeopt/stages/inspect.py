@@ -26,7 +26,9 @@ class Inspection(Options):
     size_bytes: int
     signature: dict[str, Any] | None = Field(default=None, description="inputs and outputs: name, dtype, shape")
     parameters: int | None = None
-    macs: int | None = Field(default=None, description="multiply-accumulates of one sample in Conv, Gemm and MatMul")
+    macs: int | None = Field(
+        default=None, description="multiply-accumulates of one sample in convolutions, matrix products and recurrent layers"
+    )
     stored: dict[str, int] = Field(default_factory=dict, description="dtype → elements of the stored weights")
     operators: dict[str, int] = Field(default_factory=dict, description="operator → how many")
     facts: dict[str, Any] = Field(default_factory=dict, description="what the format tells besides: opset, producer, execution, digest")
@@ -35,6 +37,7 @@ class Inspection(Options):
     findings: list[dict[str, Any]] | None = Field(
         default=None, description="with a target: what keeps the model from it: layer, level, node, cause, remedy"
     )
+    profile: dict[str, Any] | None = Field(default=None, description="with --profile: where the time goes, layer by layer (`dissect`)")
 
 
 def inspect(path: Path, target: str | None = None) -> Inspection:

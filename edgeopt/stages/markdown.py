@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeopt.core.report import Report, Row, TargetInfo
-from edgeopt.stages import changes, facts
+from edgeopt.stages import breakdown, changes, facts
 from edgeopt.stages.decision import decide
 from edgeopt.stages.gfm import code, escaped, grid
 from edgeopt.stages.numbers import NONE, factor, measured, megabytes, number, seconds
@@ -57,9 +57,28 @@ def _target(words: Words, target: TargetInfo) -> list[str]:
             "### Why not the others",
             "\n".join(f"- **{escaped(row.variant)}**: {escaped('; '.join(words.why_not(row)))}" for row in others),
         ]
-    remarks = [(row.variant, words.flags(row) + words.warnings(row)) for row in rows]
-    lines = [f"- {escaped(variant)}: {escaped('; '.join(told))}" for variant, told in remarks if told]
-    return parts + (["### Remarks", "\n".join(lines)] if lines else [])
+    remarks = ((row.variant, words.flags(row) + words.warnings(row)) for row in rows)
+    told = [f"- {escaped(variant)}: {escaped('; '.join(found))}" for variant, found in remarks if found]
+    return parts + (["### Remarks", "\n".join(told)] if told else []) + _where(target, rows)
+
+
+def _where(target: TargetInfo, rows: list[Row]) -> list[str]:
+    """Where the time goes, a line for each variant that was profiled."""
+    profiled = [(row, row.profile) for row in rows if row.profile and row.profile.total_us]
+    if not profiled:
+        return []
+    cells = [
+        [
+            escaped(row.variant),
+            escaped(breakdown.split(profile)),
+            escaped("; ".join(breakdown.costs(profile)) or NONE),
+            escaped(breakdown.percent(profile.roofline.reached) if profile.roofline else NONE),
+        ]
+        for row, profile in profiled
+    ]
+    head = ["variant", "time", "lost between layers", "of what this machine can do"]
+    peaks = [f"Measured peaks: {escaped(breakdown.peaks(target.peaks))}."] if target.peaks else []
+    return ["### Where the time goes", grid(head, cells, head[3:]), *peaks]
 
 
 def _cells(words: Words, row: Row, target: TargetInfo) -> list[str]:
@@ -122,7 +141,9 @@ def _repeat(report: Report) -> list[str]:
     wide = max(len(command) for command, _ in told)
     block = "\n".join(f"{command:<{wide}}   # {what}" for command, what in told)
     origin = "\n".join(f"- {escaped(name)}: {escaped(one)}" for name, one in facts.origin(report))
-    return ["## How to repeat it", code(block).replace("text\n", "sh\n", 1), origin, _NOTES]
+    made = ", ".join(f"{name} {version}" for name, version in (report.versions or {}).items())
+    found = ["## How to repeat it", code(block).replace("text\n", "sh\n", 1), origin, f"Made with {escaped(made)}." if made else "", _NOTES]
+    return [part for part in found if part]
 
 
 _STEPS = "Seconds of each step, and how well its outputs agree with those before it (SQNR; report.json holds options and notes)."

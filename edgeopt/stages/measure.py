@@ -53,7 +53,7 @@ def measure(
             found = None if remeasure else store.get("sessions", key)
             if found is None:
                 with store.scratch() as scratch:
-                    session = _Measuring(plan, used, key, folder, scratch, progress, worker, elsewhere).session(artifacts)
+                    session = _Measuring(plan, used, key, folder, scratch, progress, worker, elsewhere, store, remeasure).session(artifacts)
                     session.write(scratch)
                     if any("unstable" in one.flags for one in session.variants):
                         found = scratch  # kept with the run, never reused
@@ -84,7 +84,7 @@ def _key(plan: Plan, used: PlanTarget, artifacts: dict[str, str]) -> str:
     """What a session depends on: artifacts, target, data, scores, settings, machine, and our own code."""
     rooms = Path(__file__).parent.parent
     code = [digest.of_folder(rooms / "runner")] + [
-        digest.of_file(rooms / "stages" / name) for name in ("score.py", "timing.py", "statistics.py")
+        digest.of_file(rooms / "stages" / name) for name in ("score.py", "timing.py", "statistics.py", "profile.py", "work.py", "peaks.py")
     ]
     return digest.of_value(
         {
@@ -120,13 +120,24 @@ class _Measuring:
     """One session in the making."""
 
     def __init__(
-        self, plan: Plan, used: PlanTarget, key: str, folder: Path, scratch: Path, progress: Progress, worker: Worker, elsewhere: bool
+        self,
+        plan: Plan,
+        used: PlanTarget,
+        key: str,
+        folder: Path,
+        scratch: Path,
+        progress: Progress,
+        worker: Worker,
+        elsewhere: bool,
+        store: Store,
+        remeasure: bool,
     ) -> None:
         self.plan, self.used, self.key, self.folder, self.scratch = plan, used, key, folder, scratch
-        self.progress, self.worker, self.elsewhere = progress, worker, elsewhere
+        self.progress, self.worker, self.elsewhere, self.store, self.remeasure = progress, worker, elsewhere, store, remeasure
 
     def session(self, artifacts: dict[str, Any]) -> Session:
         from edgeopt.stages import survey, timing
+        from edgeopt.stages.where import where
 
         name, started_at, began = self.used.target.name, _now(), time.monotonic()
         errors = {} if self.elsewhere else self._refused(artifacts)
@@ -143,9 +154,21 @@ class _Measuring:
             with self.progress.piece(label):
                 samples = survey.load_samples(self.folder / "samples.npz")
                 timed = timing.time(
-                    self.plan, self.used, sound, samples, self.folder, self.scratch, lambda *told: self.progress.advance(label, *told)
+                    self.plan,
+                    self.used,
+                    sound,
+                    samples,
+                    self.folder,
+                    self.scratch,
+                    lambda *told: self.progress.advance(label, *told),
+                    layers=True,
                 )
         spent = time.monotonic() - began
+        began = time.monotonic()
+        profiled, peaks = where(
+            self.plan, self.used, timed, sound, self.folder, self.scratch, self.worker, self.store, fresh=self.remeasure
+        )
+        profiling = time.monotonic() - began
         errors |= timed.errors
         rows = []
         for variant in artifacts:
@@ -153,7 +176,7 @@ class _Measuring:
                 rows.append(Measured(variant=variant, error=errors[variant].to_json()))
                 continue
             scores = {label: ScoreValue.model_validate(value) for label, value in scored["scores"].get(variant, {}).items()}
-            rows.append(timed.rows[variant].model_copy(update={"scores": scores}))
+            rows.append(profiled[variant].model_copy(update={"scores": scores}))
         data = self.plan.data["evaluate"]
         return Session(
             key=self.key,
@@ -170,7 +193,8 @@ class _Measuring:
             noise_percent=timed.noise_percent,
             warmup_runs=timed.warmup_runs,
             started_at=started_at,
-            seconds={"score": round(scoring, 3), "time": round(spent, 3)},
+            peaks=peaks,
+            seconds={"score": round(scoring, 3), "time": round(spent, 3), "profile": round(profiling, 3)},
             variants=rows,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def report(plan: Plan, folder: Path) -> Report:
     judged = _against(plan, folder, _judge(plan, folder, build, sessions))
     judged.write(folder)
     (folder / "report.md").write_text(markdown.markdown(judged), encoding="utf-8")
-    (folder / "report.html").write_text(html.html(judged), encoding="utf-8")
+    (folder / "report.html").write_text(html.html(judged, folder), encoding="utf-8")
     (folder / "junit.xml").write_text(junit.junit(judged), encoding="utf-8")
     return judged
 
@@ -74,7 +75,14 @@ def _judge(plan: Plan, folder: Path, build: Build, sessions: dict[str, Session])
         targets=[_target(used, sessions.get(used.target.name)) for used in plan.targets],
         rows=rows,
         gates=results,
+        versions=_versions(plan),
     )
+
+
+def _versions(plan: Plan) -> dict[str, str]:
+    """The packages behind the plan's steps, as their keys hold them, and the Python that runs here."""
+    found = {name: version for step in plan.steps.values() for name, version in step.parts.get("needs", {}).items()}
+    return {"python": platform.python_version()} | dict(sorted(found.items()))
 
 
 def _target(used: PlanTarget, session: Session | None) -> TargetInfo:
@@ -89,6 +97,7 @@ def _target(used: PlanTarget, session: Session | None) -> TargetInfo:
         session=f"sessions/{used.target.name}" if session else None,
         data_digest=session.data_digest if session else None,
         conditions=session.conditions if session else {},
+        peaks=session.peaks if session else None,
     )
 
 

@@ -44,6 +44,7 @@ class Timed:
     batch: int = 1
     warmup_runs: int = 0
     conditions: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # the runtime's own times, taken after ours
 
 
 class _Lane:
@@ -75,8 +76,12 @@ def time(
     folder: Path,
     scratch: Path,
     progress: Callable[..., None],
+    layers: bool = False,
 ) -> Timed:
-    """Time all artifacts of one target together on the samples. Raw times go to `scratch/latency.npz`."""
+    """Time all artifacts of one target together on the samples. Raw times go to `scratch/latency.npz`.
+
+    With `layers`, the runtimes are asked for their own times of each layer once all else is done.
+    """
     result = Timed(batch=used.target.batch)
     throughput = used.target.scenario == "throughput"
     conditions = _Conditions()
@@ -104,7 +109,9 @@ def time(
                 result.rows[name] = _row(name, lane, reference, noise or 0.0, result.batch, throughput, name == plan.reference)
         result.errors.pop(TWIN, None)
         _keep(lanes, scratch)
-    result.conditions = conditions.read() | {"idle_cpu_percent_max": _idle(lanes)}
+        result.conditions = conditions.read() | {"idle_cpu_percent_max": _idle(lanes)}
+        if layers:
+            result.layers = {name: _profiled(lane) for name, lane in lanes.items() if name != TWIN}
     return result
 
 
@@ -215,6 +222,17 @@ def _row(name: str, lane: _Lane, reference: Any, noise: float, batch: int, throu
         runtime=facts.get("runtime"),
         flags=["slower-than-reference"] if speedup and speedup.verdict == "slower" else [],
     )
+
+
+def _profiled(lane: _Lane) -> list[dict[str, Any]]:
+    """The runtime's own times of each layer; none where it cannot tell, which is no reason to lose what was measured."""
+    lane.child.thaw()
+    try:
+        layers: list[dict[str, Any]] = lane.child.ask("profile")[0]["layers"]
+    except EdgeoptError:
+        layers = []
+    lane.child.freeze()
+    return layers
 
 
 def _keep(lanes: dict[str, _Lane], scratch: Path) -> None:

@@ -28,6 +28,14 @@ EXITS = {
     7: "Disk or memory ran out.",
     8: "A step failed.",
 }
+# Kind of gate, key of its limit, sign, unit.
+_LIMITS = (
+    ("latency", "max_ms", "≤", " ms"),
+    ("speedup", "min", "≥", "×"),
+    ("throughput", "min_per_s", "≥", " per s"),
+    ("size", "max_mb", "≤", " MB"),
+    ("memory", "max_mb", "≤", " MB"),
+)
 
 
 @dataclass(frozen=True)
@@ -279,12 +287,26 @@ class Words:
         """A gate's name in one word: the score, the percentile, speedup, size, memory or throughput."""
         return gates.name(gate)
 
-    def demands(self) -> list[str]:
+    def limit(self, gate: dict[str, Any]) -> str:
+        """What a gate demands, in signs: "top1 drop ≤ 1 point", "p90 ≤ 5 ms", "speed-up ≥ 1.5×"."""
+        if name := gate.get("score"):
+            low, drop = gate.get("min") is not None, gate.get("max_drop")
+            value = self.scaled(name, drop if drop is not None else gate["min"] if low else gate["max"])
+            unit = self._points(name, value, plain(value)) if drop is not None else f" {self.unit(name)}".rstrip()
+            return f"{name}{' drop' if drop is not None else ''} {'≥' if low and drop is None else '≤'} {number(value, plain(value))}{unit}"
+        for kind, key, sign, unit in _LIMITS:
+            if gate.get(kind):
+                value = gate[key] if key in gate else gate[kind][key]
+                named = {"latency": gate.get("latency"), "speedup": "speed-up"}.get(kind, kind)
+                return f"{named} {sign} {number(value, plain(value))}{unit}"
+        return gates.name(gate)
+
+    def limits(self) -> list[str]:
         """All gates of the report, each told once, with the targets and variants that it is limited to."""
         told: dict[str, None] = {}
         for result in self.report.gates:
             only = [*(result.gate.get("targets") or []), *(result.gate.get("variants") or [])]
-            told[self.wants(result.gate) + (f" ({', '.join(only)})" if only else "")] = None
+            told[self.limit(result.gate) + (f" ({', '.join(only)})" if only else "")] = None
         return list(told)
 
     def got(self, result: GateResult) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from edgeopt.core.errors import EdgeoptError, from_exception
 from edgeopt.core.plan import Plan
 from edgeopt.core.store import Store
-from edgeopt.stages import apply, score, survey
+from edgeopt.stages import apply, score, survey, work
 
 
 def main() -> None:
@@ -60,6 +60,9 @@ def _do(job: dict[str, Any], plan: Plan, store: Store, events: Events) -> dict[s
             events.progress,
             job["plain"],
         )
+    if job["do"] == "work":
+        counted = {name: work.work(Path(path), job["shapes"].get(name)) for name, path in job["files"].items()}
+        return {"work": {name: one.to_json() for name, one in counted.items() if one}}
     raise ValueError(f"no such job: {job['do']}")
 
 

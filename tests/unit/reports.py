@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edgeopt.core.profile import Bandwidth, LayerTime, Peak, Peaks, Profile
 from edgeopt.core.report import ArtifactInfo, GateResult, RecipeInfo, Report, Row, StepInfo, TargetInfo
 from edgeopt.core.session import Latency, ScoreValue, Speedup
+from edgeopt.stages import profile
+from edgeopt.stages.work import Layer, Work
 
 VARIANTS = ("fp32", "fp16", "bf16", "int8", "pruned", "pruned-int8")
 GATES: list[dict[str, Any]] = [
@@ -23,6 +29,13 @@ FIGURES = {  # p50 on OpenVINO, bytes, top1
     "pruned": (3.02, 8_100_000, 0.9713),
     "pruned-int8": (1.61, 2_150_000, 0.9567),
 }
+PEAKS = Peaks(
+    threads=2,
+    gops=[Peak(precision=name, gops=gops, by="openvino 2026.4.1") for name, gops in (("fp32", 232.0), ("bf16", 448.0), ("int8", 761.0))],
+    bandwidth=[Bandwidth(bytes=2 << 20, gb_per_s=180.0), Bandwidth(bytes=128 << 20, gb_per_s=54.0)],
+    measured_at="2026-01-31T11:58:00+00:00",
+    seconds=4.4,
+)
 NASTY = '<script>alert("1")</script> & |pipe| `tick` *star* \x1b[31m]]>'
 
 
@@ -34,15 +47,62 @@ def step(name: str, seconds: float = 0.4, **notes: Any) -> StepInfo:
 def history(variant: str) -> list[StepInfo]:
     steps = [step("import-torch", 2.91, opset=20)]
     if "pruned" in variant:
-        shapes = {"conv1": [16, 8], "conv2": [32, 24], "conv3": [64, 40]}
+        channels = {"conv1": [16, 8], "conv2": [32, 24], "conv3": [64, 40]}
         steps += [
-            step("prune-channels", 1.7, macs_before=5_600_000, macs_after=1_500_000, shapes=shapes),
-            step("fine-tune", 31.5, loss=[0.31, 0.12, 0.08]),
+            step("prune-channels", 1.7, macs=[5_600_000, 1_500_000], channels=channels),
+            step("fine-tune", 31.5, losses=[0.31, 0.12, 0.08], warning="only 40 samples to learn from"),
         ]
     steps.append(step("export-onnx", 3.3))
     if "int8" in variant:
-        steps.append(step("quantize-int8", 4.25, calibrated_on=256, kept_in_float=["classifier", "conv_stem"], why="below 20 dB alone"))
+        kept = [
+            {"layer": "attention/softmax", "type": "Softmax", "precision": "fp32", "why": "no INT8 kernel", "noise_db": None, "us": 61.0},
+            {"layer": "conv_stem", "type": "Convolution", "precision": "fp32", "why": "below 20 dB alone", "noise_db": 18.4, "us": 210.0},
+        ]
+        steps.append(step("quantize-int8", 4.25, calibrated_on=256, layers=kept, tried_db={"minmax": 31.3, "mean": 25.2}))
     return [*steps, step("compile openvino", 0.8)]
+
+
+def executed(variant: str, p50: float) -> list[dict[str, Any]]:
+    """Layers as a runtime times them: an INT8 model has a softmax in FP32 among its layers."""
+    precision = "int8" if "int8" in variant else "bf16" if variant == "bf16" else "fp32"
+    raw = [{"name": "image_reorder", "type": "Reorder", "precision": "other", "us": 30 * p50}]
+    raw += [{"name": f"conv{n}", "type": "Convolution", "precision": precision, "us": (190 - 8 * n) * p50} for n in range(6)]
+    if precision == "int8":
+        raw[4:4] = [
+            {"name": "attention/dequantize", "type": "Convert", "precision": "other", "us": 12 * p50},
+            {"name": "attention/softmax", "type": "Softmax", "precision": "fp32", "us": 25 * p50},
+            {"name": "attention/quantize", "type": "FakeQuantize", "precision": "other", "us": 9 * p50},
+        ]
+    raw += [{"name": "flatten", "type": "Reshape", "precision": "other", "us": 0.4 * p50}]
+    return [*raw, {"name": "classifier", "type": "FullyConnected", "precision": precision, "us": 40 * p50}]
+
+
+def work() -> Work:
+    """What the model behind `executed` multiplies."""
+    made = Work()
+    for n in range(6):
+        made.add(Layer(f"conv{n}", "convolution", 60_000_000, 300_000, 70_000 * (n + 1)), f"conv{n}")
+    made.add(Layer("classifier", "matrix", 1_280_000, 2280, 1_280_000), "classifier")
+    return made
+
+
+def profiled(variant: str, p50: float) -> tuple[Profile, list[LayerTime]]:
+    return profile.profile(executed(variant, p50), work(), PEAKS, p50)
+
+
+def run_folder(made: Report, folder: Path, samples: int = 960) -> Path:
+    """What a run leaves beside its report that the page reads: raw timings and every layer."""
+    rng = np.random.default_rng(0)
+    for one in made.targets:
+        if one.session is None:
+            continue
+        place = folder / one.session
+        place.mkdir(parents=True)
+        rows = {row.variant: row.latency_ms.p50 for row in made.rows if row.target == one.name and row.latency_ms}
+        timings = {f"{name}/compute_ms": (p50 * rng.lognormal(0, 0.03, samples)).astype(np.float32) for name, p50 in rows.items()}
+        np.savez_compressed(place / "latency.npz", **timings)
+        profile.write(place, one.name, PEAKS, {name: profiled(name, p50)[1] for name, p50 in rows.items()})
+    return folder
 
 
 def latency(p50: float, spread: float = 0.008, samples: int = 960) -> Latency:
@@ -106,6 +166,7 @@ def row(variant: str, target: str, p50: float | None, size: int | None, top1: fl
         "peak_rss_mb": p50 and 60 + (size or 0) / 1e6 * 2.4,
         "scores": scores(top1) if top1 else {},
         "speedup": Speedup(value=times, ci95=(times * 0.976, times * 1.028), verdict=verdict) if times and variant != "fp32" else None,
+        "profile": profiled(variant, p50)[0] if p50 else None,
         "precision": {"int8": 52, "bf16": 0, "fp16": 0, "fp32": 3} if "int8" in variant else {"int8": 0, "bf16": 0, "fp16": 0, "fp32": 55},
         "pareto": False,
         "qualifies": None,
@@ -169,6 +230,7 @@ def target(name: str, **changes: Any) -> TargetInfo:
             "mhz_after": 2594.0,
             "steal_percent": 0.02,
         },
+        "peaks": PEAKS if changes.get("session", "here") else None,
     }
     return TargetInfo(**{**fields, **changes})
 
@@ -221,6 +283,7 @@ def report(targets: list[TargetInfo], rows: list[Row], gates: list[GateResult], 
         "targets": targets,
         "rows": rows,
         "gates": gates,
+        "versions": {"python": "3.11.9", "onnx": "1.20.0", "openvino": "2026.4.1"},
     }
     return Report(**{**fields, **changes})
 

@@ -6,14 +6,19 @@ import base64
 import hashlib
 import json
 import re
+import tempfile
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 import reports
 
+from edgeopt.core.comparison import Comparison
 from edgeopt.core.report import Report
+from edgeopt.stages.compare import compare
 from edgeopt.stages.html import PAGE, html
+from edgeopt.stages.side_by_side import side_by_side
 
 
 class Page(HTMLParser):
@@ -48,6 +53,16 @@ class Page(HTMLParser):
 
     def figures(self) -> Any:
         return json.loads(next(text for attributes, text in self.scripts if attributes.get("id") == "figures"))
+
+
+def compared(old: Report, new: Report) -> Comparison:
+    """What `edgeopt compare` finds between two reports."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = [Path(folder) / name for name in ("old", "new")]
+        for place, report in zip(places, (old, new), strict=True):
+            place.mkdir()
+            report.write(place)
+        return compare(*places, force=True)
 
 
 @pytest.mark.parametrize("make", [reports.plain, reports.troubled, reports.nasty])
@@ -108,7 +123,7 @@ def test_trouble_is_told() -> None:
 def test_behind_each_chart_stands_a_table() -> None:
     page = Page(html(reports.plain()))
     figures = [index for index, (tag, _) in enumerate(page.elements) if tag == "figure"]
-    assert len(figures) == 8
+    assert len(figures) == 10  # and the roofline; the rest needs the run's folder
     for start, end in zip(figures, [*figures[1:], len(page.elements)], strict=True):
         tags = [tag for tag, _ in page.elements[start:end]]
         assert "table" in tags
@@ -129,16 +144,87 @@ def test_history_tells_steps_options_notes_and_parity() -> None:
     texts = " ".join(Page(html(reports.plain())).texts)
     for told in (
         "prune-channels",
-        "kept_in_float classifier, conv_stem",
+        "calibrated on 256",
+        "tried db minmax: 31.3; mean: 25.2",
+        "macs 5,600,000 → 1,500,000",
         "per_channel: yes",
         "118.4 dB, at least 60 dB asked",
-        '{"conv1": [16, 8]',
+        "only 40 samples to learn from",
     ):
         assert told in texts, told
 
 
-def test_five_hundred_rows_stay_below_five_megabytes() -> None:
-    assert len(html(reports.large()).encode()) < 5_000_000
+def test_notes_of_many_things_alike_become_tables_that_stay_shut() -> None:
+    page = Page(html(reports.plain()))
+    texts = [one for one in page.texts if one]
+    start = texts.index("(2: 2 in fp32)") - 1
+    assert texts[start] == "layers"
+    head = ["(2: 2 in fp32)", "layer", "type", "precision", "why", "noise (dB)", "time (µs)"]
+    assert texts[start + 1 : start + 8] == head
+    assert texts[start + 8 : start + 14] == ["attention/softmax", "Softmax", "fp32", "no INT8 kernel", "unknown", "61.0"]
+    start = texts.index("channels")
+    assert texts[start + 1 : start + 9] == ["(3)", "before", "after", "kept", "conv1", "16", "8", "50 %"]
+    nested = [attributes for tag, attributes in page.elements if tag == "details"]
+    assert sum("open" in attributes for attributes in nested) < len(nested) / 2
+
+
+def test_where_the_time_goes_is_told_in_words_and_tables(tmp_path: Path) -> None:
+    report = reports.plain()
+    page = Page(html(report, reports.run_folder(report, tmp_path)))
+    texts = " ".join(page.texts)
+    for told in (
+        "It reaches 36 % of what this machine can do: 0.970 ms at its peaks.",
+        "FP32 between INT8 layers: attention/softmax, 67.8 µs and 56.9 µs of conversions around it",
+        "Measured peaks: 232 FP32, 448 BF16 and 761 INT8 GOP/s, 180 GB/s from the caches and 54.0 GB/s from memory, with 2 threads.",
+        "3 conversions of precision or layout",
+    ):
+        assert told in texts, told
+    assert len([tag for tag, _ in page.elements if tag == "figure"]) == 16
+    first = page.figures()[0]
+    strip = next(one for one in first["layers"] if one["variant"] == "int8")
+    assert sum(piece[2] for piece in strip["pieces"]) == pytest.approx(2.71, rel=1e-3)  # pieces of the measured time
+    assert [piece[1] for piece in strip["pieces"]][:6] == ["conversion", "int8", "int8", "int8", "conversion", "fp32"]
+    assert [one["variant"] for one in first["spreads"]] == list(reports.VARIANTS)
+    assert all(sum(one["counts"]) >= 0.99 * 960 for one in first["spreads"])
+
+
+def test_a_run_folder_that_lost_its_sessions_or_holds_nonsense_gives_the_page_without_them(tmp_path: Path) -> None:
+    report = reports.plain()
+    folder = reports.run_folder(report, tmp_path)
+    for file in folder.rglob("sessions/*/*"):
+        file.write_bytes(b"no such thing")
+    page = Page(html(report, folder))
+    assert page.open == []
+    assert page.figures()[0]["layers"] == page.figures()[0]["spreads"] == []
+    outside = [one.model_copy(update={"session": "../../etc"}) for one in report.targets]
+    assert Page(html(report.model_copy(update={"targets": outside}), folder)).open == []
+
+
+def test_what_moved_against_the_baseline_stands_on_the_page() -> None:
+    old = reports.plain()
+    report = old.model_copy(update={"baseline": compared(old, old)})
+    page = Page(html(report))
+    assert {"Against the baseline", "Baseline"} <= set(page.texts)
+    assert [one["unit"] for one in page.figures()[2:5]] == ["%", "points", "dB"]
+
+
+@pytest.mark.parametrize("make", [reports.plain, reports.troubled, reports.nasty])
+def test_two_reports_stand_side_by_side_on_one_page(make: Any) -> None:
+    old, new = reports.plain(), make()
+    page = Page(side_by_side(compared(old, new), old, new))
+    assert page.open == []
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in page.attributes("href") if link.startswith("#")} <= set(ids)
+    assert len([text for attributes, text in page.scripts if attributes.get("type") != "application/json"]) == 2
+    figures = [index for index, (tag, _) in enumerate(page.elements) if tag == "figure"]
+    for start, end in zip(figures, [*figures[1:], len(page.elements)], strict=True):
+        assert "table" in [tag for tag, _ in page.elements[start:end]]
+
+
+def test_five_hundred_rows_stay_below_five_megabytes(tmp_path: Path) -> None:
+    report = reports.large()
+    assert len(html(report, reports.run_folder(report, tmp_path)).encode()) < 5_000_000
 
 
 @pytest.mark.parametrize(
@@ -163,14 +249,16 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_stands_out_from_its_ground(theme: int) -> None:
     """WCAG 2.2: 4.5 for text, 3 for marks of a chart."""
-    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", (PAGE / "report.css").read_text().split(":root {")[theme + 1]))
+    colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", (PAGE / "report.css").read_text().split(":root {")[theme + 1]))
     for text in ("ink", "soft", "accent", "good", "bad", "warn"):
         for ground in ("paper", "panel"):
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
     for name in ("good", "bad", "warn"):
         assert contrast(colours[name], colours[f"{name}-wash"]) >= 4.5, name
     assert contrast(colours["ink"], colours["accent-wash"]) >= 4.5
-    for mark in ("mark", "accent", "ink"):
+    kinds = [name for name in colours if name.startswith("k-")]
+    assert len(kinds) == 7
+    for mark in ("mark", "accent", "ink", *kinds):
         assert contrast(colours[mark], colours["paper"]) >= 3, mark
 
 

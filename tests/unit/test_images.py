@@ -171,7 +171,10 @@ def test_image_folders_that_are_wrong_are_refused(tmp_path: Path) -> None:
     refused(UsageError, make("images", "d/cat"), tmp_path, signature(i=("uint8", ("N", 3, 8, 8))), "[3, 4, 5]", "wants [3, 8, 8]")
 
 
-@pytest.mark.parametrize("options", [{"resize": 0}, {"crop": [3]}, {"std": 0}, {"layout": "CHW"}, {"scale": 0}, {"scale": "255/0"}, {"scale": "x"}, {"color": "cmyk"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"resize": 0}, {"crop": [3]}, {"std": 0}, {"layout": "CHW"}, {"scale": 0}, {"scale": "255/0"}, {"scale": "x"}, {"color": "cmyk"}],
+)
 def test_image_options_are_checked_without_reading(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         make("images", "d", **options)
