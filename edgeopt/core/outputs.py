@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
+ANY = 2**31  # classes, where the model does not say how many there are
+
+
 def chosen(outputs: dict[str, Array], name: str | None) -> Array:
     """The output that is judged: the named one, or the first."""
     if name is None:
@@ -29,6 +32,17 @@ def classes(output: Array) -> Array:
             remedy="choose another with `output`, or use sqnr, mse or a python score",
         )
     return output.reshape(-1, output.shape[-1])
+
+
+def best(output: Array) -> Array:
+    """The class that a model decides for, in every row: where it gives indices itself (32 or 64 bit), those.
+
+    Raises UsageError when a row has fewer than two values.
+    """
+    if output.dtype.kind == "b" or (output.dtype.kind in "iu" and output.dtype.itemsize >= 4):
+        return output.reshape(-1)
+    found: Array = classes(output).argmax(axis=-1)
+    return found
 
 
 def class_row(output: Array) -> Array:

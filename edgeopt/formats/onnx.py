@@ -5,6 +5,7 @@ Every walk here sees the bodies of If, Loop and Scan too: real models keep weigh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -35,7 +36,7 @@ class Onnx:
 
     def rounds(self, path: Path) -> bool:
         """Whether activations are quantized: then runtimes agree roughly only."""
-        return any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in nodes(load(path, weights=False)))
+        return any(rounds(node) for node in nodes(load(path, weights=False)))
 
     def runner(self, path: Path) -> Callable[[Feeds], Feeds]:
         """Plain CPU execution: basic rewrites only, so that Q/DQ pairs act as written."""
@@ -94,6 +95,11 @@ def nodes(model: ModelProto) -> Iterator[NodeProto]:
         yield from graph.node
 
 
+def rounds(node: NodeProto) -> bool:
+    """Whether a node makes activations of 8 bits, or computes on such."""
+    return node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger") or node.op_type.startswith("QLinear")
+
+
 def tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Every stored tensor: initializers, sparse ones, attributes of nodes, in all bodies and functions."""
     for graph in graphs(model.graph):
@@ -128,6 +134,14 @@ def constants(graph: GraphProto) -> dict[str, TensorProto]:
                 if attribute.name == "value":
                     found[node.output[0]] = attribute.t
     return found
+
+
+def cause(error: Exception) -> str:
+    """What an error of onnx or onnxruntime says, in one line: without codes, and without the path of a file of ours."""
+    text = re.sub(
+        r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |Load model from \S+ failed: ?|/onnxruntime_src/\S+:\d+ (.*?\) )?", "", str(error)
+    )
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def opset(model: ModelProto) -> int:

@@ -7,6 +7,7 @@ runtime info, as the signature it was saved with.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import machine, registry
 from edgeopt.core.artifact import Signature, TensorSpec
+from edgeopt.core.errors import StepError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +80,20 @@ def compiled(model: openvino.Model, execution: str = "f32", **more: Any) -> open
     """The model compiled for the CPU with its precision stated, as it is run and not as it is timed."""
     openvino = registry.need("openvino", "openvino")
     options = {"INFERENCE_PRECISION_HINT": execution, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "NUM_STREAMS": 1}
-    return openvino.Core().compile_model(model, "CPU", {**options, "INFERENCE_NUM_THREADS": min(2, machine.threads()), **more})
+    try:
+        return openvino.Core().compile_model(model, "CPU", {**options, "INFERENCE_NUM_THREADS": min(2, machine.threads()), **more})
+    except RuntimeError as error:
+        raise StepError(f"OpenVINO cannot execute this model: {cause(error)}", remedy="leave the OpenVINO targets out") from error
+
+
+def cause(error: Exception) -> str:
+    """What an error of OpenVINO says, in one line, without the places in its source."""
+    lines = [re.sub(r" ?Check '.*' failed at \S+:$", "", line).strip() for line in str(error).splitlines()]
+    items = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")]
+    said = [
+        line for line in lines if line and not re.match(r"(Caught exception: )?(Exception from )?src/\S+:\d+:|FrontEnd API failed", line)
+    ]
+    return " ".join(items or said)[:300] or type(error).__name__
 
 
 def runner_of(model: openvino.Model, signature: Signature, execution: str = "f32") -> Callable[[Feeds], Feeds]:

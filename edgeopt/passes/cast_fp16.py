@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 # Scales of quantized layers stay float: half of their range would be lost.
-_ALWAYS_FLOAT = ["QuantizeLinear", "DequantizeLinear"]
+_ALWAYS_FLOAT = ["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"]
 
 
 class CastFp16(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxruntime"), tolerance_db=30.0):
@@ -39,6 +39,7 @@ class CastFp16(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxrun
         proto = onnx_format.load(model.path)
         kept = onnx_format.matching(self.keep, {node.name: node.op_type for node in onnx_format.nodes(proto)})
         _separate(proto)
+        own = {node.name for node in onnx_format.nodes(proto)}
         floats = sum(tensor.data_type == tensor.FLOAT for tensor in onnx_format.tensors(proto))
         try:
             with warnings.catch_warnings():
@@ -52,14 +53,14 @@ class CastFp16(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxrun
                     node_block_list=kept,
                 )
             for graph in onnx_format.graphs(cast.graph):
-                _drop_round_trips(graph)
+                _drop_round_trips(graph, own)
             onnx_format.sort_nodes(cast.graph)
             onnx_format.name_nodes(cast)
             path = onnx_format.save(cast, ctx.folder / onnx_format.MAIN)
             onnx_format.Onnx().runner(path)
         except Exception as error:
             raise StepError(
-                f"this model cannot be cast to float16: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                f"this model cannot be cast to float16: {type(error).__name__}: {onnx_format.cause(error)}",
                 remedy="name the layers it complains about under `keep`, or leave cast-fp16 out",
             ) from error
         left = sum(tensor.data_type == tensor.FLOAT for tensor in onnx_format.tensors(cast))
@@ -98,9 +99,12 @@ def _rename(graph: GraphProto, old: str, new: str, outputs: bool = True) -> None
                 value.name = new if value.name == old else value.name
 
 
-def _drop_round_trips(graph: GraphProto) -> None:
-    """Between two layers that stay float32 the caster goes through float16 and back: read the float32 itself."""
-    source = {node.output[0]: node.input[0] for node in graph.node if _casts(node, "FLOAT16")}
+def _drop_round_trips(graph: GraphProto, own: set[str]) -> None:
+    """Between two layers that stay float32 the caster goes through float16 and back: read the float32 itself.
+
+    `own` are the names of the model's nodes: a cast among them may take anything.
+    """
+    source = {node.output[0]: node.input[0] for node in graph.node if node.name not in own and _casts(node, "FLOAT16")}
     for node in graph.node:
         if _casts(node, "FLOAT") and node.input[0] in source:
             node.input[0] = source[node.input[0]]

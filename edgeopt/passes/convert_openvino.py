@@ -24,9 +24,8 @@ class ConvertOpenvino(Pass, accepts=("onnx",), produces="openvino", needs=("open
         try:
             converted = openvino.convert_model(model.path)
         except Exception as error:
-            told = [line.removeprefix("-- ") for line in str(error).splitlines() if line.startswith("-- ")] or str(error).split("\n")
             raise StepError(
-                f"OpenVINO cannot convert this model: {' '.join(told)[:300]}",
+                f"OpenVINO cannot convert this model: {openvino_format.cause(error)}",
                 remedy="leave the OpenVINO targets out, or export differently",
             ) from error
         # Later steps match layers by name, and every call of this makes new ones: it happens here, and only here.

@@ -18,7 +18,7 @@ from edgeopt.formats import onnx as onnx_format
 
 if TYPE_CHECKING:
     import numpy as np
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto
 
     Feeds = dict[str, np.ndarray[Any, Any]]
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 OLDEST_OPSET, RAISED_OPSET = 13, 17
 # Old files keep weights among the inputs only because IR 3 demanded it; the converter needs them out of there.
 OLDEST_IR = 8
+_TEXT = 8  # TensorProto.STRING
 # The protobuf entry (key "location", then its value) that points at a file of external data.
 _LOCATION = re.compile(rb"\x0a\x08location\x12")
 
@@ -54,12 +55,14 @@ class ImportOnnx(Pass, FileRef, produces="onnx", needs=("onnx",)):
         _load_external(proto, path)
         _refuse_empty(proto, path.name)
         tidy(proto)
+        _refuse_untold(proto, path.name)
         proto = infer(proto, path.name, ctx)
         raised = raise_opset(proto, ctx)
         if raised is not proto:
             proto = infer(raised, path.name, ctx)
         foreign = onnx_format.foreign_domains(proto)
         if foreign:
+            _refuse_unknown(proto, path.name)
             ctx.note("foreign_operators", foreign)
         ctx.note("opset", onnx_format.opset(proto))
         return onnx_format.save(proto, ctx.folder / onnx_format.MAIN)
@@ -157,7 +160,7 @@ def _load_external(model: ModelProto, path: Path) -> None:
                 load_external_data_for_tensor(tensor, str(path.parent))
             except Exception as error:  # noqa: BLE001  (onnx has its own checks, and raises half a dozen kinds)
                 raise UntrustedError(
-                    f"{path.name}: external data refused: {_line(error)}", remedy="write the file anew with onnx.save_model"
+                    f"{path.name}: external data refused: {onnx_format.cause(error)}", remedy="write the file anew with onnx.save_model"
                 ) from None
             tensor.data_location = tensor.DEFAULT
             del tensor.external_data[:]
@@ -176,11 +179,44 @@ def _refuse_empty(model: ModelProto, name: str) -> None:
             raise UsageError(f"{name} has two {kind}s of one name, or one without a name", remedy="export the model with names")
 
 
+def _refuse_untold(model: ModelProto, name: str) -> None:
+    """Raises UsageError for what no sample can judge: outputs drawn at random, and text."""
+    drawn = next((node for node in onnx_format.nodes(model) if _draws(node)), None)
+    if drawn is not None:
+        raise UsageError(
+            f"{name} draws random numbers ('{drawn.name}', {drawn.op_type}): no two runs of it can be compared",
+            remedy="export it for inference (model.eval()), with its noise as an input",
+        )
+    for kind, values in (("input", onnx_format.inputs(model)), ("output", list(model.graph.output))):
+        text = next((value.name for value in values if value.type.tensor_type.elem_type == _TEXT), None)
+        if text is not None:
+            remedy = "leave the part that reads or writes text out of the model: give it numbers, and take the index of the class"
+            raise UsageError(f"{name}: the {kind} '{text}' is text, which has no accuracy to measure", remedy=remedy)
+
+
+def _draws(node: NodeProto) -> bool:
+    return node.domain in onnx_format.DEFAULT_DOMAINS and (
+        node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial")
+    )
+
+
+def _refuse_unknown(model: ModelProto, name: str) -> None:
+    """Raises UsageError for an operator that ONNX does not define and onnxruntime does not know either."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            onnx_format.Onnx().runner(onnx_format.save(model, Path(folder) / onnx_format.MAIN))
+        except Exception as error:  # noqa: BLE001  (onnxruntime's classes share no other base)
+            raise UsageError(f"{name}: {onnx_format.cause(error)}", remedy="export the model with standard operators") from None
+
+
 def tidy(model: ModelProto) -> None:
-    """Same function, regular form: weights are no inputs, functions are inlined, every node has its own name."""
+    """Same function, regular form: weights are dense and no inputs, functions are inlined, every node has its own name."""
     from onnx import inliner
 
     fed = onnx_format.inputs(model)
+    for graph in onnx_format.graphs(model.graph):
+        graph.initializer.extend(_dense(tensor) for tensor in graph.sparse_initializer)
+        del graph.sparse_initializer[:]
     kept = [type(value).FromString(value.SerializeToString()) for value in fed]
     del model.graph.input[:]
     model.graph.input.extend(kept)
@@ -188,6 +224,18 @@ def tidy(model: ModelProto) -> None:
     if model.functions:
         model.CopyFrom(inliner.inline_local_functions(model))
     onnx_format.name_nodes(model)
+
+
+def _dense(tensor: SparseTensorProto) -> TensorProto:
+    """The same numbers as a plain tensor. Its indices are places in the flat tensor, or one row of coordinates per value."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
+    whole = np.zeros(tuple(tensor.dims), values.dtype)
+    places = np.unravel_index(indices, whole.shape) if indices.ndim == 1 else tuple(indices.T)
+    whole[places] = values
+    return numpy_helper.from_array(whole, tensor.values.name)
 
 
 def infer(model: ModelProto, name: str, ctx: Context) -> ModelProto:
@@ -201,8 +249,8 @@ def infer(model: ModelProto, name: str, ctx: Context) -> ModelProto:
             model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
         except Exception as error:  # noqa: BLE001  (strict inference refuses models that every runtime takes)
             if not onnx_format.foreign_domains(model) and _runner(model) is None:
-                raise UsageError(f"{name} is no valid ONNX model: {_line(error)}", remedy="export the model again") from None
-            ctx.note("shapes", f"not all could be inferred: {_line(error)}")
+                raise UsageError(f"{name} is no valid ONNX model: {onnx_format.cause(error)}", remedy="export the model again") from None
+            ctx.note("shapes", f"not all could be inferred: {onnx_format.cause(error)}")
             model = _inferred_leniently(model)
     if not _ranked(model):
         _rank_by_running(model, name)
@@ -211,7 +259,7 @@ def infer(model: ModelProto, name: str, ctx: Context) -> ModelProto:
         try:
             onnx.checker.check_model(model)
         except onnx.checker.ValidationError as error:
-            raise UsageError(f"{name} is no valid ONNX model: {_line(error)}", remedy="export the model again") from None
+            raise UsageError(f"{name} is no valid ONNX model: {onnx_format.cause(error)}", remedy="export the model again") from None
     return model
 
 
@@ -260,7 +308,7 @@ def raise_opset(model: ModelProto, ctx: Context) -> ModelProto:
         else:
             reason = onnx_format.difference(before, after)
     except Exception as error:  # noqa: BLE001  (the converter raises bare RuntimeErrors)
-        reason = _line(error)
+        reason = onnx_format.cause(error)
     if reason:
         ctx.note("opset_kept", f"opset {onnx_format.opset(model)} could not be raised: {reason}")
         return model
@@ -291,8 +339,3 @@ def _run(model: ModelProto, runner: Callable[[Feeds], Feeds] | None = None) -> F
         except Exception:  # noqa: BLE001  (sizes that do not fit each other)
             continue
     return None
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

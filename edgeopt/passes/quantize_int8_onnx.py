@@ -22,7 +22,7 @@ from edgeopt.passes.quantize_int8_samples import Calibration
 
 if TYPE_CHECKING:
     import numpy as np
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
     from edgeopt.passes.quantize_int8 import QuantizeInt8
 
@@ -117,8 +117,8 @@ class Quantizer:
         original = onnx_format.load(self.prepared)
         symmetric = self.flavour == "s8s8"
         # TensorRT reads biases only as float; it and every S8 kernel want zero points of 0.
-        extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
-        extra |= {"QDQKeepRemovableActivations": keep_activations}
+        extra: dict[str, Any] = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
+        extra |= {"QDQKeepRemovableActivations": keep_activations, "TensorQuantOverrides": _whole_weights(original.graph)}
         quantizer = QDQQuantizer(
             onnx_format.load(self.prepared),
             self.options.per_channel and onnx_format.opset(original) >= _PER_CHANNEL_OPSET,
@@ -127,7 +127,7 @@ class Quantizer:
             QuantType.QInt8 if symmetric else QuantType.QUInt8,
             TensorsData(CalibrationMethod.MinMax, dict(self.ranges[method])),
             [],
-            [node.name for node in original.graph.node if node.name in {*self.kept, *excluded}],
+            [node.name for node in original.graph.node if node.name in {*self.kept, *excluded} or _unquantizable(node)],
             list(_TYPES[kind]),
             extra,
         )
@@ -135,7 +135,7 @@ class Quantizer:
         made: ModelProto = quantizer.model.model
         _restore_captured(made, original)
         if not symmetric or self.backend not in _CPU_BACKENDS:
-            _free_outputs(made.graph)
+            _free_outputs(made.graph, original.graph)
         onnx_format.sort_nodes(made.graph)
         onnx_format.name_nodes(made)
         return made
@@ -159,12 +159,23 @@ def flavour_of(target: Any) -> str:
 
 
 def _refuse(proto: ModelProto) -> None:
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in onnx_format.nodes(proto)):
-        raise StepError("the model is quantized already", remedy="remove one of the two quantize-int8")
+    if any(node.op_type == "DequantizeLinear" or onnx_format.rounds(node) for node in onnx_format.nodes(proto)):
+        raise StepError("the model is quantized already", remedy="leave quantize-int8 out, or give the model before quantization")
     if onnx_format.opset(proto) < _LEAST_OPSET:
         raise StepError(
             f"the model has opset {onnx_format.opset(proto)}, and quantization needs {_LEAST_OPSET}", remedy="export it with a newer opset"
         )
+
+
+def _whole_weights(graph: GraphProto) -> dict[str, list[dict[str, Any]]]:
+    """Stacks of matrices get one scale: onnxruntime's kernel refuses one for each column of them, when it runs."""
+    read = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    return {tensor.name: [{}] for tensor in graph.initializer if tensor.name in read and len(tensor.dims) > 2}
+
+
+def _unquantizable(node: NodeProto) -> bool:
+    """A transposed convolution in groups: onnxruntime gives its bias a scale for each channel of one group only."""
+    return node.op_type == "ConvTranspose" and any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
 
 
 def _has_attention(proto: ModelProto) -> bool:
@@ -173,8 +184,9 @@ def _has_attention(proto: ModelProto) -> bool:
 
 
 def _failed(error: Exception) -> StepError:
-    text = " ".join(str(error).split())[:300]
-    return StepError(f"onnxruntime cannot quantize this model: {type(error).__name__}: {text}", remedy="leave quantize-int8 out")
+    return StepError(
+        f"onnxruntime cannot quantize this model: {type(error).__name__}: {onnx_format.cause(error)}", remedy="leave quantize-int8 out"
+    )
 
 
 @contextlib.contextmanager
@@ -244,12 +256,14 @@ def _restore_captured(made: ModelProto, original: ModelProto) -> None:
     made.graph.initializer.extend(tensor for tensor in original.graph.initializer if tensor.name in bodies - present)
 
 
-def _free_outputs(graph: GraphProto) -> None:
+def _free_outputs(graph: GraphProto, original: GraphProto) -> None:
     """Take the Q/DQ pair off outputs that a matrix product makes: its kernels give float as fast, and exactly.
 
-    Not for onnxruntime with float biases: there only a rounded output is fused.
+    Not for onnxruntime with float biases: there only a rounded output is fused. And not where an activation
+    stood behind the product, which the quantizer took out: there the pair makes the cut.
     """
-    outputs = {value.name for value in graph.output}
+    products = {name for node in original.node if node.op_type in ("Gemm", "MatMul") for name in node.output}
+    outputs = {value.name for value in graph.output} & products
     makers = {name: node for node in graph.node for name in node.output}
     readers = Counter(name for node in graph.node for name in onnx_format.reads(node))
     for name in outputs:

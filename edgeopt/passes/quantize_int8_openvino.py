@@ -51,7 +51,7 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
     """The quantized model; with `compress=False` its weights stay float behind their quantizers."""
     exact = openvino_format.load(model.path)
     if quantized_layers(exact):
-        raise StepError("the model is quantized already", remedy="remove one of the two quantize-int8")
+        raise StepError("the model is quantized already", remedy="leave quantize-int8 out, or give the model before quantization")
     types = ["plain", "transformer"] if options.model_type == "auto" else [options.model_type]
     methods = ["mean-minmax", "minmax"] if options.calibration == "auto" else [options.calibration]
     searches = len(types) * len(methods) > 1
@@ -76,7 +76,7 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
             raise
         except Exception as error:
             raise StepError(
-                f"NNCF cannot quantize this model: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                f"NNCF cannot quantize this model: {type(error).__name__}: {openvino_format.cause(error)}",
                 remedy="leave quantize-int8 out",
             ) from error
 

@@ -20,19 +20,23 @@ LIMIT_DB = 150.0
 
 
 class Sqnr(Score):
-    """Power of the reference's outputs over the power of the difference, over all samples, in dB; at most 150 either way."""
+    """Power of the reference's outputs over the power of the difference, over all samples, in dB; at most 150 either way.
+
+    Indices and counts beside real-valued outputs are left out: one index off is no noise.
+    """
 
     unit: ClassVar[str] = "dB"
     needs_reference: ClassVar[bool] = True
 
-    output: str | None = Field(default=None, description="which output; default: all of them together")
+    output: str | None = Field(default=None, description="which output; default: all real-valued ones together")
 
     def sample(self, outputs: Feeds, label: Any, reference: Feeds | None) -> list[float]:
         """[signal power, noise power]."""
         import numpy as np
 
         signal = noise = 0.0
-        for name in [self.output] if self.output else list(outputs):
+        real = [name for name, one in outputs.items() if one.dtype.kind == "f"]
+        for name in [self.output] if self.output else real or list(outputs):
             own = judged.chosen(outputs, name).astype(np.float64)
             other = judged.chosen(reference or {}, name).astype(np.float64)
             if own.shape != other.shape:

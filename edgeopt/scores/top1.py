@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Top1(Score):
-    """Share of samples whose largest value is that of the labelled class; of equal values the first counts."""
+    """Share of samples whose largest value is that of the labelled class; of equal values the first counts.
+
+    An output of one whole number (32 or 64 bit) is the index of the class itself.
+    """
 
     needs_labels: ClassVar[bool] = True
     binary: ClassVar[bool] = True
@@ -22,5 +25,8 @@ class Top1(Score):
     output: str | None = Field(default=None, description="which output; default: the first")
 
     def sample(self, outputs: Feeds, label: Any, reference: Feeds | None) -> float:
-        row = judged.class_row(judged.chosen(outputs, self.output))
+        output = judged.chosen(outputs, self.output)
+        if output.size == 1 and output.dtype.kind in "iu":
+            return float(judged.best(output)[0] == judged.class_index(label, judged.ANY))
+        row = judged.class_row(output)
         return float(row.argmax() == judged.class_index(label, len(row)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import registry
 from edgeopt.core.artifact import Signature
-from edgeopt.core.errors import UntrustedError, UsageError
+from edgeopt.core.errors import EdgeoptError, UntrustedError, UsageError
 from edgeopt.stages import work
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def _onnx(path: Path) -> dict[str, Any]:
     try:
         model = onnx.load(path, load_external_data=False)
         signature = registry.load("formats", "onnx")().signature(path)
+    except EdgeoptError:
+        raise
     except Exception as error:  # noqa: BLE001 (protobuf raises its own kinds, by version)
         raise UsageError(f"{path.name}: not an ONNX file, or truncated ({type(error).__name__})", remedy="export it again") from None
     if not model.graph.node:

@@ -156,9 +156,8 @@ def _check_parity(plan: Plan, step: Step, store: Store, before: Artifact | None,
         old, refused = (_outputs(before, feeds), None) if before else _original(plan, step, feeds)
     except Exception as error:  # a model that does not run is a failed step, whatever the runtime raises
         raise from_exception(error, f"{step.plug}: running its result") from error
-    names = [spec.name for spec in after.signature.outputs]
     tolerance = _tolerance(step, before, after)
-    record = _compare(step, old, new, names) | {"samples": len(old), "tolerance_db": tolerance, "not_compared": refused}
+    record = _compare(step, old, new, after.signature.outputs) | {"samples": len(old), "tolerance_db": tolerance, "not_compared": refused}
     if record["not_finite"]:
         raise StepError(
             f"{step.plug}: NaN or infinity in output '{record['not_finite']}'",
@@ -206,35 +205,50 @@ def _original(plan: Plan, step: Step, feeds: list[dict[str, Any]]) -> tuple[list
         return [], from_exception(error, "the original does not run here").cause
 
 
-def _compare(step: Step, old: list[dict[str, Any]], new: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
-    """Largest absolute error and SQNR in dB over all samples and outputs; null where nothing was compared."""
+def _compare(step: Step, old: list[dict[str, Any]], new: list[dict[str, Any]], outputs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+    """Largest absolute error and SQNR in dB over all samples and outputs; null where nothing was compared.
+
+    Indices beside real-valued outputs are left out, and so is what came out in another number along an open
+    axis (the boxes that a suppression kept): `uncompared` names the latter.
+    """
     if not old:
-        return {"max_abs": None, "sqnr_db": None, "not_finite": None}
+        return {"max_abs": None, "sqnr_db": None, "not_finite": None, "uncompared": []}
     signal = noise = largest = 0.0
-    not_finite = None
+    not_finite, uncompared, compared = None, dict[str, None](), 0
+    real = [np.dtype(spec.dtype).kind == "f" for spec in outputs]
     for one, other in zip(old, new, strict=True):
-        for a, b, name in zip(one.values(), other.values(), names, strict=True):
+        for a, b, spec, judged in zip(one.values(), other.values(), outputs, real, strict=True):
+            if any(real) and not judged:
+                continue
             x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
             if x.shape != y.shape:
+                if len(x.shape) == len(y.shape) == len(spec.shape) and all(
+                    had == has or isinstance(size, str) for had, has, size in zip(x.shape, y.shape, spec.shape, strict=True)
+                ):
+                    uncompared[spec.name] = None
+                    continue
                 raise StepError(
-                    f"{step.plug}: output '{name}' has the shape {list(y.shape)} now, before it had {list(x.shape)}",
+                    f"{step.plug}: output '{spec.name}' has the shape {list(y.shape)} now, before it had {list(x.shape)}",
                     remedy="leave the pass out" if step.before else _ANEW,
                 )
             if not np.isfinite(y).all() and np.isfinite(x).all():
-                not_finite = name
+                not_finite = spec.name
                 continue
             finite = np.isfinite(x) & np.isfinite(y)
             delta = (y - x)[finite]
             signal += float((x[finite] ** 2).sum())
             noise += float((delta**2).sum())
             largest = max(largest, float(np.abs(delta).max(initial=0.0)))
+            compared += 1
+    if not compared:
+        return {"max_abs": None, "sqnr_db": None, "not_finite": not_finite, "uncompared": [*uncompared]}
     if noise == 0:
         decibels: float | None = MAX_DB
     elif signal == 0:
         decibels = None
     else:
         decibels = min(MAX_DB, 10 * float(np.log10(signal / noise)))
-    return {"max_abs": largest, "sqnr_db": decibels, "not_finite": not_finite}
+    return {"max_abs": largest, "sqnr_db": decibels, "not_finite": not_finite, "uncompared": [*uncompared]}
 
 
 def chain(plan: Plan, key: str) -> list[str]:

@@ -119,7 +119,9 @@ def parity(step: StepInfo) -> str:
     """The same with the least that was asked for, the largest difference and the number of samples."""
     found, agreed = step.parity or {}, sqnr(step)
     if not agreed:
-        return f"not compared: {found['not_compared']}" if found.get("not_compared") else ""
+        varying = ", ".join(found.get("uncompared") or [])
+        reason = found.get("not_compared") or (f"{varying} came out in another number" if varying else "")
+        return f"not compared: {reason}" if reason else ""
     wanted, largest = found.get("tolerance_db"), found.get("max_abs")
     agreed += f", at least {number(wanted, 0)} dB asked" if wanted is not None else ""
     agreed += f"; largest difference {number(largest)}" if largest else ""

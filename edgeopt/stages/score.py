@@ -138,6 +138,9 @@ def _through(child: Child | Plain, chunk: list[_Batch], signature: Signature, se
 def split_outputs(outputs: dict[str, Any], count: int, signature: Signature, seen: int) -> list[dict[str, Any]]:
     """Outputs sample by sample, without the batch axis. Raises StepError for NaN or infinity."""
     samples: list[dict[str, Any]] = [{} for _ in range(count)]
+    remedy = (
+        "leave the pass that overflows out, or keep its nodes in float; where the reference fails too, look at the model and the sample"
+    )
     for spec, array in zip(signature.outputs, outputs.values(), strict=True):
         axis = signature.batch_axis(spec)
         apart = [array] * count if axis is None or array.shape[axis] < count else np.moveaxis(array, axis, 0)[:count]
@@ -145,7 +148,7 @@ def split_outputs(outputs: dict[str, Any], count: int, signature: Signature, see
             if one.dtype.kind == "f" and not np.isfinite(one).all():
                 raise StepError(
                     f"NaN or infinity in output '{spec.name}' for evaluation sample {seen + index}",
-                    remedy="leave the pass that overflows out, or keep its nodes in float",
+                    remedy=remedy,
                 )
             samples[index][spec.name] = one
     return samples

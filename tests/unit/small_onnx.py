@@ -164,6 +164,76 @@ def attention(opset=17, width=16, heads=2):
     return model(nodes, [value("x", ["N", "T", width])], [value("y", ["N", "T", width])], weights, opset)
 
 
+def ends_in_relu(opset=17):
+    """A matrix product and a ReLU that makes the output."""
+    made = [helper.make_node("MatMul", ["x", "w"], ["m"], name="product"), helper.make_node("Relu", ["m"], ["y"], name="cut")]
+    return model(made, [value("x", ["N", 8])], [value("y", ["N", 4])], [weight("w", 8, 4)], opset)
+
+
+def stacked(opset=17):
+    """Products with stacks of matrices as weights."""
+    made = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "w2"], ["y"], name="second"),
+    ]
+    weights = [weight("w1", 3, 8, 16), weight("w2", 3, 16, 4, seed=1)]
+    return model(made, [value("x", ["N", 3, 5, 8])], [value("y", ["N", 3, 5, 4])], weights, opset)
+
+
+def transposed_in_groups(opset=17):
+    """A convolution, then a transposed one in two groups with a bias."""
+    made = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("ConvTranspose", ["c", "t", "b"], ["y"], name="up", group=2, strides=[2, 2]),
+    ]
+    weights = [weight("w", 4, 3, 3, 3), weight("t", 4, 3, 2, 2, seed=1), weight("b", 6, seed=2)]
+    return model(made, [value("x", ["N", 3, 8, 8])], [value("y", ["N", 6, 12, 12])], weights, opset)
+
+
+def sparse(opset=17):
+    """A weight stored sparse, by places in the flat tensor."""
+    made = model([helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], [value("x", ["N", 8])], [value("y", ["N", 4])], (), opset)
+    values = numpy_helper.from_array(np.array([0.5, -1, 2], np.float32), "w")
+    made.graph.sparse_initializer.append(helper.make_sparse_tensor(values, ints("places", 1, 9, 20), [8, 4]))
+    return made
+
+
+def half_inside(opset=17):
+    """Float at both ends, float16 between: what many exporters write for phones."""
+    made = [
+        helper.make_node("Cast", ["x"], ["h"], name="down", to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["h", "w"], ["m"], name="product"),
+        helper.make_node("Cast", ["m"], ["y"], name="up", to=FLOAT),
+    ]
+    half = numpy_helper.from_array(numpy_helper.to_array(weight("w", 8, 4)).astype(np.float16), "w")
+    return model(made, [value("x", ["N", 8])], [value("y", ["N", 4])], [half], opset)
+
+
+def integers_inside(opset=17):
+    """Quantized at run time, as quantize_dynamic writes it."""
+    made = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="quantize"),
+        helper.make_node("MatMulInteger", ["q", "w", "z"], ["i"], name="product"),
+        helper.make_node("Cast", ["i"], ["f"], name="to_float", to=FLOAT),
+        helper.make_node("Mul", ["f", "s"], ["y"], name="scale"),
+    ]
+    eight = numpy_helper.from_array(np.random.default_rng(0).integers(-20, 20, (8, 4)).astype(np.int8), "w")
+    return model(made, [value("x", ["N", 8])], [value("y", ["N", 4])], [eight], opset)
+
+
+def decides(opset=17):
+    """A classifier that gives the index of its class, and the places where its hidden layer is positive."""
+    made = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["m"], name="product"),
+        helper.make_node("ArgMax", ["m"], ["label"], name="decide", axis=1, keepdims=0),
+        helper.make_node("Relu", ["m"], ["r"], name="relu"),
+        helper.make_node("NonZero", ["r"], ["places"], name="where"),
+    ]
+    outputs = [value("label", ["N"], INT64), value("places", [2, "found"], INT64)]
+    return model(made, [value("x", ["N", 8])], outputs, [weight("w", 8, 6), weight("b", 6, seed=1)], opset)
+
+
 def write(proto, folder: Path, name="model.onnx", **options) -> Path:
     path = folder / name
     onnx.save_model(proto, path, **options)

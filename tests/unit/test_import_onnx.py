@@ -113,13 +113,13 @@ def test_local_functions_are_inlined(tmp_path):
 
 def test_operators_of_foreign_domains_are_told(tmp_path):
     proto = small.model(
-        [helper.make_node("Odd", ["x"], ["y"], domain="vendor")],
+        [helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")],
         [small.value("x", ["N", 3])],
         [small.value("y", ["N", 3])],
-        domains=["vendor"],
+        domains=["com.microsoft"],
     )
     small.write(proto, tmp_path)
-    assert run(tmp_path)[1]["foreign_operators"] == ["vendor"]
+    assert run(tmp_path)[1]["foreign_operators"] == ["com.microsoft"]
 
 
 def external(folder, location="model.onnx.data"):
@@ -256,3 +256,44 @@ def test_planning_imports_no_framework(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["2", "[]"]
+
+
+def test_sparse_weights_become_plain_ones(tmp_path):
+    original = small.write(small.sparse(), tmp_path)
+    path, notes = run(tmp_path)
+    same_function(original, path)
+    assert not load(path).graph.sparse_initializer and "shapes" not in notes
+
+
+def drawn():
+    nodes = [helper.make_node("RandomNormalLike", ["x"], ["noise"], name="draw"), helper.make_node("Add", ["x", "noise"], ["y"])]
+    return small.model(nodes, [small.value("x", ["N", 8])], [small.value("y", ["N", 8])])
+
+
+def labelled():
+    names = helper.make_node(
+        "LabelEncoder", ["x"], ["y"], domain="ai.onnx.ml", keys_int64s=[0, 1], values_strings=["cat", "dog"], default_string="?"
+    )
+    made = small.model([names], [small.value("x", ["N"], small.INT64)], [small.value("y", ["N"], onnx.TensorProto.STRING)])
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    return made
+
+
+def unheard_of():
+    nodes = [helper.make_node("Frobnicate", ["x"], ["y"], name="it", domain="acme")]
+    return small.model(nodes, [small.value("x", ["N", 8])], [small.value("y", ["N", 8])], domains=["acme"])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (drawn, "draws random numbers \\('draw', RandomNormalLike\\)"),
+        (labelled, "the output 'y' is text"),
+        (unheard_of, "acme:Frobnicate.* is not a registered"),
+    ],
+)
+def test_what_no_sample_can_judge_is_refused_at_the_door(tmp_path, make, words):
+    small.write(make(), tmp_path)
+    with pytest.raises(UsageError, match=words) as caught:
+        run(tmp_path)
+    assert caught.value.remedy and str(tmp_path / "result") not in str(caught.value)

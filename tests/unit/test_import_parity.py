@@ -16,6 +16,7 @@ from edgeopt.cli import call
 from edgeopt.core.errors import StepError
 from edgeopt.stages import facts
 from tests import walks
+from tests.unit import small_onnx as small
 
 TORCH = "model: {torch: {factory: net.py:build, inputs: {x: {shape: [N, 16]}}, outputs: [y]}}"
 
@@ -36,6 +37,7 @@ def test_an_onnx_file_is_held_against_itself_as_it_was(tmp_path: Path, own_store
     walks.write(tmp_path)
     assert parity(tmp_path) == {
         "max_abs": 0.0, "sqnr_db": 150.0, "not_finite": None, "samples": 4, "tolerance_db": 60.0, "not_compared": None,
+        "uncompared": [],
     }  # fmt: skip
 
 
@@ -111,3 +113,20 @@ def test_broken_parity_on_the_samples_fails_the_import(tmp_path: Path, own_store
     assert "import-torch: parity is broken" in capsys.readouterr().err
     with pytest.raises(StepError, match="parity is broken"):  # the stored import does not hide it
         edgeopt.run(tmp_path / "recipe.yaml", tmp_path / "again")
+
+
+def test_indices_and_varying_numbers_of_them_break_no_parity(tmp_path: Path, own_store: Path) -> None:
+    """A quantized detector may find one thing more: the step is sound, and its record says what was not compared."""
+    pytest.importorskip("onnxruntime")
+    walks.write(tmp_path)
+    onnx.save(small.decides(), tmp_path / "model.onnx")
+    walks.data(tmp_path / "calibrate.npz", 64, 1, features=8)
+    walks.data(tmp_path / "evaluate.npz", 40, 2, features=8)
+    recipe = walks.RECIPE.replace("[top1, agreement, sqnr]", "[{agreement: {output: label}}]").replace(
+        "fp32: []", "fp32: []\n  int8: [quantize-int8]"
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    report = edgeopt.run(tmp_path / "recipe.yaml", tmp_path / "out")
+    assert report.exit_code == 0, report.exit_reasons
+    [parity] = [step.parity for row in report.rows for step in row.history if step.step == "quantize-int8"]
+    assert parity is not None and set(parity["uncompared"]) <= {"places"}

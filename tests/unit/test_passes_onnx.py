@@ -175,3 +175,10 @@ def test_bf16_marks_and_copies(tmp_path):
     path, _ = apply(made, ExecuteBf16(), tmp_path)
     assert path.read_bytes() == made.path.read_bytes()
     assert ExecuteBf16.sets_execution == "bf16" and ExecuteBf16.produces == ""
+
+
+@pytest.mark.parametrize("make", [small.half_inside, small.integers_inside])
+def test_fp16_leaves_types_alone_that_are_the_models_own(tmp_path, make):
+    made = artifact(tmp_path, make())
+    path, _ = apply(made, CastFp16(), tmp_path)
+    assert decibels(made, path) > 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import weakref
@@ -26,6 +27,7 @@ from edgeopt.passes.quantize_int8_onnx import flavour_of, quantized_layers, refu
 from edgeopt.passes.quantize_int8_openvino import kinds, operations
 from edgeopt.passes.quantize_int8_ranges import find_ranges
 from edgeopt.passes.quantize_int8_samples import Calibration
+from edgeopt.runner import onnxruntime as runtime
 
 X86 = {"backend": "onnxruntime", "arch": "x86_64", "int8": "u8s8"}
 TENSORRT = {"backend": "tensorrt", "arch": "sm89", "int8": "s8s8"}
@@ -386,3 +388,33 @@ print(torch.ones(2).sum().item())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-2:] == ["False", "2.0"]
+
+
+def test_the_cut_of_a_last_relu_is_kept(tmp_path):
+    """The quantizer takes the Relu out, because the range of its output's Q/DQ pair makes the same cut."""
+    made = imported(tmp_path, small.ends_in_relu())
+    path, _ = quantize(tmp_path, made, X86)
+    feeds = examples(made.signature, 3, {"N": 4})
+    assert Onnx().runner(path)(feeds)["y"].min() >= 0 and decibels(made, path) > 20
+
+
+def test_stacks_of_matrices_run_as_quantized(tmp_path):
+    """One scale per column of a stack loads, and is refused by the kernel at the first run."""
+    made = imported(tmp_path, small.stacked())
+    path, notes = quantize(tmp_path, made, X86)
+    assert notes["quantized_layers"]["MatMul"] == 2
+    with contextlib.closing(runtime.open(path, threads=1, requests=1, options={}, execution={"float": "f32"})) as session:
+        session.load(examples(made.signature, 1, {"N": 1}))
+        session.start()
+        assert session.read()["y"].shape == (1, 3, 5, 4)
+
+
+def test_transposed_convolutions_in_groups_stay_float_in_onnxruntime(tmp_path):
+    made = imported(tmp_path, small.transposed_in_groups())
+    path, notes = quantize(tmp_path, made, X86)
+    assert notes["quantized_layers"] == {"Conv": 1} and decibels(made, path) > 20
+
+
+def test_a_model_that_is_quantized_as_it_runs_is_quantized_already(tmp_path):
+    with pytest.raises(StepError, match="quantized already"):
+        quantize(tmp_path, imported(tmp_path, small.integers_inside()), X86)

@@ -123,7 +123,7 @@ def test_agreement_compares_the_best_class_with_the_reference() -> None:
     rows = out([0, 1], [1, 0])
     assert make("agreement").sample(rows, None, out([2, 3], [3, 2])) == 1.0
     assert make("agreement").sample(rows, None, out([2, 3], [2, 3])) == 0.0
-    refused(make("agreement"), out(0, 1), None, "shape [1, 2]", "[1, 3]", reference=out(0, 1, 2))
+    refused(make("agreement"), out(0, 1), None, "shape [2]", "[3]", reference=out(0, 1, 2))
 
 
 # ---- noise
@@ -141,7 +141,7 @@ def test_sqnr_is_the_ratio_of_summed_powers() -> None:
 
 
 def test_sqnr_takes_all_outputs_or_the_named_one() -> None:
-    own, reference = out(11.0, z=[0, 0]), out(10.0, z=[0, 10])
+    own, reference = out(11.0, z=[0.0, 0.0]), out(10.0, z=[0.0, 10.0])
     assert decibels([(own, reference)]) == pytest.approx(10 * math.log10(200 / 101))
     assert decibels([(own, reference)], output="y") == pytest.approx(20)
 
@@ -267,3 +267,19 @@ def test_a_python_score_lists_all_that_decides_its_value(tmp_path: Path) -> None
     score = written(tmp_path, "import near_score\ndef f(o, l, r): ...\n", finish="ends.py:g", reads=["anchors.bin"])
     assert [path.name for path in score.user_files(tmp_path)] == ["score.py", "near_score.py", "ends.py", "anchors.bin"]
     assert [one.lower() for one in score.packages(tmp_path)] == ["numpy", "pyyaml"]
+
+
+def test_an_output_that_is_an_index_is_the_class_itself() -> None:
+    given = {"label": np.array(3, np.int64)}
+    assert make("top1").sample(given, 3, None) == 1.0 and make("top1").sample(given, 2, None) == 0.0
+    assert make("agreement").sample(given, None, {"label": np.array(3, np.int32)}) == 1.0
+    map_of_classes = np.array([[1, 2], [0, 1]], np.int64)
+    assert make("agreement").sample({"y": map_of_classes}, None, {"y": map_of_classes.copy()}) == 1.0
+    assert make("agreement").sample({"y": map_of_classes}, None, {"y": map_of_classes[::-1]}) == 0.0
+    refused(make("agreement"), out(0.3), None, "no values per class", reference=out(0.3))
+
+
+def test_sqnr_leaves_indices_beside_real_values_out() -> None:
+    given, reference = out(1.0, 2, label=np.array(9)), out(1.0, 2, label=np.array(1))
+    assert make("sqnr").sample(given, None, reference) == [5.0, 0.0]
+    assert make("sqnr", output="label").sample(given, None, reference) == [1.0, 64.0]
