@@ -180,7 +180,7 @@ class Bench:
         return path
 
     def session(self) -> tuple[dict[str, Any], timing.Timed, dict[str, Any]]:
-        """Scores, timings and block medians of everything that was built, in one session."""
+        """Scores, timings and log levels by round of everything that was built, in one session."""
         ours = self.folder / "ours"
         measuring = Measuring(precision_percent=0.5, budget_s=self.given.seconds)
         plan = Plan.read(ours).model_copy(update={"reference": REFERENCE, "measure": measuring})
@@ -202,8 +202,10 @@ class Bench:
         raw = np.load(self.folder / "latency.npz")
         medians = {}
         for title in timed.rows:
-            found, blocks = raw[f"{title}/compute_ms"], raw[f"{title}/block"]
-            medians[title] = np.array([np.median(found[blocks == block]) for block in np.unique(blocks)], dtype=np.float64)
+            found, blocks, rounds = (raw[f"{title}/{name}"] for name in ("compute_ms", "block", "round"))
+            medians[title] = [
+                np.log([np.median(found[blocks == block]) for block in np.unique(blocks[rounds == one])]) for one in np.unique(rounds)
+            ]
         return scored["scores"], timed, medians
 
 
@@ -238,7 +240,7 @@ def compare(bench: Bench, report: Report) -> dict[str, Any]:
     for title, row in timed.rows.items():
         found = {label: (value["value"], value["drop"]) for label, value in scores[title].items()}
         value, drop = found[bench.budget["score"]]
-        speed = statistics.speedup(medians[base], medians[title], noise)
+        speed = statistics.speedup(statistics.of_pairs(medians[base], medians[title]), noise)
         rows.append(
             {
                 "row": title,
@@ -272,7 +274,7 @@ def compare(bench: Bench, report: Report) -> dict[str, Any]:
         "ratio": None,
     }
     if ours:
-        against = statistics.speedup(medians[peer["row"]], medians[ours["row"]], noise)
+        against = statistics.speedup(statistics.of_pairs(medians[peer["row"]], medians[ours["row"]]), noise)
         result |= {
             "ratio": against.value,
             "ratio_ci95": against.ci95,

@@ -9,50 +9,60 @@ from scipy import special, stats
 
 from edgeopt.stages import statistics
 
-BLOCKS = (16, 24, 40, 80, 160, 400)
+ROUNDS = (3, 6, 8, 12, 20)
 RESEMBLANCE = (0.0, 0.2, 0.4, 0.6, 0.8)  # how much of a block's deviation the next block inherits
+PAUSE = 3  # opening a round takes as long as so many blocks of it, at least
 SPIKES = (0.0, 0.02, 0.1)  # share of blocks that something disturbs
+OFFSETS = (0.0, 0.003, 0.01, 0.03)  # how far processes of the same model are apart
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Log block medians of a reference and of a variant that is slower by `truth`."""
+    """Log levels, by round and block, of a reference and of a variant that is slower by `truth`."""
 
-    reference: np.ndarray
-    own: np.ndarray
+    reference: list[np.ndarray]
+    own: list[np.ndarray]
     truth: float
-    blocks: int
-    resemblance: float
-    spikes: float
+    kinds: tuple[str, ...]
 
 
 def trace(rng: np.random.Generator) -> Trace:
-    """A session as machines make them: drift that both share, noise of 0.5 to 3 % in each that neighbours inherit, spikes of 20 %."""
-    blocks, resemblance, spikes = int(rng.choice(BLOCKS)), float(rng.choice(RESEMBLANCE)), float(rng.choice(SPIKES))
+    """A session as machines make them.
+
+    Drift that both share; an offset for each process; noise of 0.5 to 3 % in each lane that the next
+    block inherits in part, across the pause between rounds too; spikes of 20 %.
+    """
+    rounds, resemblance, spikes, offset = (rng.choice(one) for one in (ROUNDS, RESEMBLANCE, SPIKES, OFFSETS))
+    size = int(rng.integers(2, 13))
+    blocks = int(rounds) * size
     drift = rng.uniform(-0.1, 0.1) * np.linspace(0, 1, blocks) + np.cumsum(rng.normal(0, 0.005, blocks))
     truth = float(np.log(rng.choice([1.0, 1.02, 1.05])))
 
     def lane() -> np.ndarray:
         spread = rng.uniform(0.005, 0.03)
-        steps, noise = rng.normal(0, spread * np.sqrt(1 - resemblance**2), blocks), np.empty(blocks)
+        noise = np.empty(blocks)
         noise[0] = rng.normal(0, spread)
         for index in range(1, blocks):
-            noise[index] = resemblance * noise[index - 1] + steps[index]
-        return drift + noise + (rng.uniform(size=blocks) < spikes) * rng.exponential(0.2, blocks)
+            kept = resemblance ** (1 if index % size else PAUSE)
+            noise[index] = kept * noise[index - 1] + rng.normal(0, spread * np.sqrt(1 - kept**2))
+        spiked = (rng.uniform(size=blocks) < spikes) * rng.exponential(0.2, blocks)
+        return drift + noise + spiked + np.repeat(rng.normal(0, offset, int(rounds)), size)
 
-    return Trace(lane(), truth + lane(), truth, blocks, resemblance, spikes)
+    kinds = (f"{rounds} rounds", f"resemblance {resemblance:g}", f"spikes {spikes:g}", f"offsets {100 * offset:g} %")
+    return Trace(np.split(lane(), rounds), np.split(truth + lane(), rounds), truth, kinds)
 
 
 def coverage(count: int, seed: int = 1) -> dict[str, float]:
-    """Share of traces whose 95 % interval holds the truth: of all, and by blocks, resemblance and spikes."""
+    """Share of traces whose 95 % interval holds the truth: of all, and of each kind."""
     rng = np.random.default_rng(seed)
     held: dict[str, list[bool]] = {}
     for _ in range(count):
         one = trace(rng)
-        _, (low, high) = statistics.t_interval(one.own - one.reference)
-        for name in ("all", f"{one.blocks} blocks", f"resemblance {one.resemblance:g}", f"spikes {one.spikes:g}"):
+        _, (low, high) = statistics.interval(statistics.of_pairs(one.own, one.reference))
+        for name in ("all", *one.kinds):
             held.setdefault(name, []).append(low <= one.truth <= high)
-    order = ["all", *(f"{n} blocks" for n in BLOCKS), *(f"resemblance {r:g}" for r in RESEMBLANCE), *(f"spikes {s:g}" for s in SPIKES)]
+    order = ["all", *(f"{n} rounds" for n in ROUNDS), *(f"resemblance {r:g}" for r in RESEMBLANCE)]
+    order += [*(f"spikes {s:g}" for s in SPIKES), *(f"offsets {100 * one:g} %" for one in OFFSETS)]
     return {name: float(np.mean(held[name])) for name in order if name in held}
 
 

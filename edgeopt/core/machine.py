@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,35 @@ def load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def mhz() -> list[float]:
-    """The clock of each core right now, as the kernel tells it; empty where it does not."""
-    return [round(float(line.partition(":")[2]), 0) for line in _text("/proc/cpuinfo").splitlines() if line.startswith("cpu MHz")]
+def state() -> dict[str, Any]:
+    """What moves while a machine works: clock (MHz), temperature (°C), throttle events so far, processor seconds in all and stolen.
+
+    The clock is the median over the cores; null what the kernel does not tell.
+    """
+    return {"mhz": mhz(), "celsius": celsius(), "throttled": throttled(), **cpu_times()}
+
+
+def mhz() -> float | None:
+    """The clock right now: the median over the cores that we may use."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    told = [_text(f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq") for core in cores]
+    found = [int(one) / 1000 for one in told if one.isdigit()]
+    if not found:
+        found = [float(line.partition(":")[2]) for line in _text("/proc/cpuinfo").splitlines() if line.startswith("cpu MHz")]
+    return round(statistics.median(found), 0) if found else None
+
+
+def celsius() -> float | None:
+    """The warmest thermal zone."""
+    told = [_text(str(path)) for path in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
+    return max((int(one) / 1000 for one in told if one.lstrip("-").isdigit()), default=None)
+
+
+def throttled() -> int | None:
+    """How often the processor has cut its clock for heat or power since boot, over all cores."""
+    told = [_text(str(path)) for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/*_throttle_count")]
+    counts = [int(one) for one in told if one.isdigit()]
+    return sum(counts) if counts else None
 
 
 def cpu_times() -> dict[str, float]:

@@ -28,6 +28,7 @@ class Latency(Options):
     mean: float
     samples: int
     blocks: int
+    rounds: int | None = Field(default=None, description="processes that it was timed in, one after the other; intervals are over them")
     copy_in_p50: float = Field(description="copying the inputs to the runtime")
     copy_out_p50: float = Field(description="copying the outputs back")
 

@@ -1,4 +1,5 @@
-"""`python -m edgeopt.runner`: `serve` answers frames on stdin until it ends, `build BUNDLE` compiles a bundle on its device."""
+"""`python -m edgeopt.runner`: `serve` answers frames on stdin until it ends, `template` forks processes that do,
+`build BUNDLE` compiles a bundle on its device."""
 
 import os
 import sys
@@ -10,6 +11,11 @@ if sys.argv[1:2] == ["build"]:
     from edgeopt.runner.build import main
 
     sys.exit(main(sys.argv[2:]))
+if sys.argv[1:2] == ["template"]:
+    from edgeopt.runner.template import run
+
+    run(sys.argv[2], int(sys.argv[3]))
+    sys.exit()
 if sys.argv[1:] != ["serve"]:
     sys.exit("usage: python -m edgeopt.runner serve | build BUNDLE")
 

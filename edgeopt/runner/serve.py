@@ -37,7 +37,7 @@ _INSTALLED_BY = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt
 
 def serve() -> None:
     """Answer requests until `close` or the end of stdin."""
-    _die_with_parent()
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -54,7 +54,8 @@ def serve() -> None:
     os._exit(0)  # the exit handlers of the runtimes may hang or crash, and nothing here needs them
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Have the system kill this process when its parent ends."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -92,7 +93,7 @@ class Child:
         if not Path(path).is_file():
             raise Problem("usage", f"no such file: {path}", "build the artifact again")
         bare = _status_mb("VmRSS")
-        runtime = _runtime(backend)
+        runtime = runtime_of(backend)
         start = time.perf_counter_ns()
         self._session = runtime.open(Path(path), threads=threads, requests=requests, options=options, execution=execution)
         load_ms = (time.perf_counter_ns() - start) / 1e6
@@ -167,7 +168,7 @@ class Child:
         return self._sets
 
 
-def _runtime(backend: str) -> ModuleType:
+def runtime_of(backend: str) -> ModuleType:
     """The module of a runtime, with the runtime imported."""
     name = f"edgeopt.runner.{backend}"
     if backend not in RUNTIMES:

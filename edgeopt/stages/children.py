@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,19 +45,98 @@ def environment() -> dict[str, str]:
     return {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
+class Template:
+    """A process with a runtime imported, of which children are forked (see edgeopt.runner.template)."""
+
+    def __init__(self, runtime: str, log: IO[bytes] | int = subprocess.DEVNULL) -> None:
+        self.log = log
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "edgeopt.runner", "template", runtime, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment(),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def fork(self) -> Forked:
+        """A new serving process. Raises StepError when the template died, as by a runtime that crashes on import."""
+        (stdin, to_child), (from_child, stdout) = os.pipe(), os.pipe()
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        try:
+            stderr = quiet if isinstance(self.log, int) else self.log.fileno()
+            pid = int(self._ask("fork", [stdin, stdout, stderr])["pid"])
+        except EdgeoptError:
+            os.close(to_child)
+            os.close(from_child)
+            raise
+        finally:
+            for one in (stdin, stdout, quiet):
+                os.close(one)
+        return Forked(self, pid, os.fdopen(to_child, "wb"), os.fdopen(from_child, "rb"))
+
+    def reap(self, pid: int) -> int:
+        """The exit code of a child that has ended or is about to; -signal when it was killed."""
+        return int(self._ask(f"reap {pid}", [])["code"])
+
+    def _ask(self, message: str, descriptors: list[int]) -> dict[str, Any]:
+        answer = b""
+        with contextlib.suppress(OSError):
+            socket.send_fds(self._control, [message.encode()], descriptors)
+            answer = self._control.recv(1024)
+        if not answer:
+            raise StepError("the process that imports the runtime ended", remedy="its last words are in the run's log.txt")
+        return dict(json.loads(answer))
+
+    def close(self) -> None:
+        self._control.close()
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def __enter__(self) -> Template:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Forked:
+    """A process that a template forked, as far as a Popen is needed. It is the template's to reap: until then its id is taken."""
+
+    def __init__(self, template: Template, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+        self._template, self.pid, self.stdin, self.stdout = template, pid, stdin, stdout
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self.returncode = self._template.reap(self.pid)
+        return self.returncode
+
+
 class Child:
     """One artifact open in a process of its own. Frozen (SIGSTOP) while it is not its turn."""
 
-    def __init__(self, name: str, log: IO[bytes] | int = subprocess.DEVNULL) -> None:
+    def __init__(self, name: str, log: IO[bytes] | int = subprocess.DEVNULL, template: Template | None = None) -> None:
         self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "edgeopt.runner", "serve"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=environment(),
-            start_new_session=True,
-        )
+        self.process: subprocess.Popen[bytes] | Forked
+        if template:
+            self.process = template.fork()
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "edgeopt.runner", "serve"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment(),
+                start_new_session=True,
+            )
         self.frozen = False
 
     def ask(self, do: str, arrays: dict[str, Any] | None = None, **fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -121,7 +201,8 @@ class Child:
         self.thaw()
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with contextlib.suppress(StepError):  # the template is gone, and its children with it
+            self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream:
                 with contextlib.suppress(OSError):

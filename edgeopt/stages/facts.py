@@ -34,9 +34,14 @@ _CONDITIONS = {
     "seconds": "measured for (s)",
     "load_before": "load before",
     "load_after": "load after",
-    "mhz_before": "clock before (MHz)",
-    "mhz_after": "clock after (MHz)",
+    "mhz": "clock: least, median, most (MHz)",
+    "celsius_max": "warmest (°C)",
+    "throttled": "throttle events",
     "steal_percent": "stolen by other machines (%)",
+    "blocks": "blocks",
+    "blocks_disturbed": "blocks disturbed by",
+    "rounds": "rounds, each in new processes",
+    "one_at_a_time": "one variant open at a time, for want of memory",
     "idle_cpu_percent_max": "busiest idle process (% of a core)",
 }
 

@@ -22,6 +22,8 @@ from edgeopt.stages.build import Build, artifact_of
 from edgeopt.stages.children import Worker
 from edgeopt.stages.plan import score_parts
 
+_CODE = ("children", "conditions", "lane", "peaks", "profile", "score", "statistics", "timing", "work")  # stages behind a session's figures
+
 
 def measure(
     plan: Plan, folder: Path, *, store: Store | None = None, remeasure: bool = False, progress: Progress | None = None
@@ -83,9 +85,7 @@ def _copy(source: Path, place: Path) -> None:
 def _key(plan: Plan, used: PlanTarget, artifacts: dict[str, str]) -> str:
     """What a session depends on: artifacts, target, data, scores, settings, machine, and our own code."""
     rooms = Path(__file__).parent.parent
-    code = [digest.of_folder(rooms / "runner")] + [
-        digest.of_file(rooms / "stages" / name) for name in ("score.py", "timing.py", "statistics.py", "profile.py", "work.py", "peaks.py")
-    ]
+    code = [digest.of_folder(rooms / "runner"), *(digest.of_file(rooms / "stages" / f"{name}.py") for name in _CODE)]
     return digest.of_value(
         {
             "session": __version__,

@@ -35,86 +35,79 @@ def percentile_interval(samples: Array, at: float) -> Interval | None:
     return float(ordered[low]), float(ordered[high])
 
 
-def t_interval(values: Array) -> tuple[float, Interval]:
-    """Mean and Student interval of a series of block figures that may be autocorrelated.
-
-    Neighbouring blocks resemble each other, so the series counts for fewer than its length: the
-    effective size is that of Geyer's initial positive sequence estimator (Practical Markov Chain Monte
-    Carlo, 1992), and the variance is corrected for the mean's own share in it.
-    """
+def interval(values: Array) -> tuple[float, Interval]:
+    """Mean and Student's interval of one figure per round; unbounded for a single one."""
     count, mean = len(values), float(values.mean())
     if count < 2:
         return mean, (-np.inf, np.inf)
-    spread = float(values.std(ddof=1))
-    if spread == 0:
-        return mean, (mean, mean)
-    inflation = _autocorrelation_time(values - mean)
-    effective = max(count / inflation, 2.5)
-    half = float(special.stdtrit(effective - 1, 0.975)) * spread / np.sqrt(effective) / np.sqrt(1 - min(inflation / count, 0.7))
+    half = float(special.stdtrit(count - 1, 0.975)) * float(values.std(ddof=1)) / np.sqrt(count)
     return mean, (mean - half, mean + half)
 
 
-def _autocorrelation_time(centred: Array) -> float:
-    """How many blocks count for one independent block; at least 1.
+def of_rounds(levels: list[Array]) -> Array:
+    """One figure per round: the median over its blocks, which a few disturbed ones cannot move."""
+    return np.array([np.median(blocks) for blocks in levels])
 
-    The sample mean takes its own variance out of every lag: a second pass puts back what the first
-    one found it to be.
+
+def of_pairs(reference: list[Array], own: list[Array]) -> Array:
+    """How far two variants are apart in each round: the median over pairs of blocks, so that what moves both drops out.
+
+    Blocks that were not taken side by side (of different number) are not paired.
     """
-    count = len(centred)
-    covariance = np.correlate(centred, centred, "full")[count - 1 :] / count
-    first = _positive_sequence(covariance)
-    return max(first, _positive_sequence(covariance + covariance[0] * first / count))
+    return np.array([
+        np.median(one - other) if len(one) == len(other) else np.median(one) - np.median(other)
+        for one, other in zip(reference, own, strict=True)
+    ])  # fmt: skip
 
 
-def _positive_sequence(covariance: Array) -> float:
-    """Geyer's sum: pairs of neighbouring lags as long as they are positive, never growing."""
-    count = len(covariance)
-    correlation = covariance / covariance[0]
-    total, last = -1.0, np.inf
-    for lag in range(0, count // 3, 2):
-        pair = float(correlation[lag] + correlation[lag + 1])
-        if pair <= 0:
-            break
-        last = min(last, pair)
-        total += 2 * last
-    return max(total, 1.0)
-
-
-def latency(blocks: list[Array], copy_in_ms: Array, copy_out_ms: Array) -> Latency:
-    """Percentiles of all samples; the interval of p50 rests on block medians, which drift moves apart."""
+def latency(rounds: list[list[Array]], copy_in_ms: Array, copy_out_ms: Array) -> Latency:
+    """Percentiles of all samples, by round and block; the intervals of p50 and p90 rest on rounds, which processes move apart."""
+    blocks = [block for one in rounds for block in one]
     samples = np.concatenate(blocks)
-    medians = np.array([np.median(block) for block in blocks])
-    p50 = float(np.median(samples))
-    _, (low, high) = t_interval(np.log(medians))
-    centre = float(np.exp(np.log(medians).mean()))
-    interval = (min(p50, p50 * float(np.exp(low)) / centre), max(p50, p50 * float(np.exp(high)) / centre))
+    p50, p90 = float(np.median(samples)), percentile(samples, 90.0)
     return Latency(
         p50=p50,
-        p50_ci95=interval,
-        p90=percentile(samples, 90.0),
-        p90_ci95=percentile_interval(samples, 90.0),
+        p50_ci95=_around(p50, of_rounds([np.log([np.median(block) for block in one]) for one in rounds])),
+        p90=p90,
+        p90_ci95=None if p90 is None else _around(p90, _tails(rounds), percentile_interval(samples, 90.0)),
         p95=percentile(samples, 95.0),
         p99=percentile(samples, 99.0),
         p99_9=percentile(samples, 99.9),
         mean=float(samples.mean()),
         samples=len(samples),
         blocks=len(blocks),
+        rounds=len(rounds),
         copy_in_p50=float(np.median(copy_in_ms)),
         copy_out_p50=float(np.median(copy_out_ms)),
     )
 
 
-def speedup(reference: Array, own: Array, noise: float) -> Speedup:
-    """How many times faster `own` is, from the medians of blocks measured side by side.
+def _tails(rounds: list[list[Array]]) -> Array:
+    """The logarithm of each round's p90; none where a round is too short to have one."""
+    pooled = [np.concatenate(one) for one in rounds]
+    return np.array([np.log(np.percentile(one, 90.0)) for one in pooled]) if min(map(len, pooled)) >= 20 else np.array([])
 
-    Blocks are paired: what disturbs one minute of the machine disturbs both. `noise` is the log ratio
-    that two copies of the same artifact showed; a difference below it proves nothing.
+
+def _around(value: float, logs: Array, least: Interval | None = None) -> Interval:
+    """An interval over rounds, laid around the figure of all samples together, and no narrower than `least`."""
+    low, high = least or (value, value)
+    if len(logs) > 1:
+        mean, (below, above) = interval(logs)
+        low, high = min(low, value * float(np.exp(below - mean))), max(high, value * float(np.exp(above - mean)))
+    return min(low, value), max(high, value)
+
+
+def speedup(apart: Array, noise: float) -> Speedup:
+    """How many times faster a variant is than the reference, from log ratios by round.
+
+    `noise` is the log ratio that two copies of the reference showed: a difference below it proves
+    nothing, whatever its interval says.
     """
-    mean, (low, high) = t_interval(np.log(reference / own))
+    mean, (low, high) = interval(apart)
     verdict: Verdict = "indistinguishable"
-    if low > noise:
+    if low > 0 and mean > noise:
         verdict = "faster"
-    elif high < -noise:
+    elif high < 0 and mean < -noise:
         verdict = "slower"
     return Speedup(value=float(np.exp(mean)), ci95=(float(np.exp(low)), float(np.exp(high))), verdict=verdict)
 

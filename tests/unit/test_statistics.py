@@ -40,45 +40,56 @@ def test_intervals_of_percentiles_hold_the_truth() -> None:
 
 
 def test_latency_leaves_out_percentiles_of_few_samples() -> None:
-    blocks = [np.full(5, 2.0) + np.arange(5) * 0.01 for _ in range(16)]
-    found = statistics.latency(blocks, np.ones(80), np.ones(80))
-    assert (found.samples, found.blocks) == (80, 16)
+    rounds = [[np.full(5, 2.0) + np.arange(5) * 0.01 for _ in range(4)] for _ in range(4)]
+    found = statistics.latency(rounds, np.ones(80), np.ones(80))
+    assert (found.samples, found.blocks, found.rounds) == (80, 16, 4)
     assert found.p90 is not None and found.p90_ci95 is not None
     assert (found.p95, found.p99, found.p99_9) == (None, None, None)
     assert found.p50_ci95[0] <= found.p50 <= found.p50_ci95[1] and found.p50 == pytest.approx(2.02)
 
 
-# ---- series of blocks
+# ---- rounds
 
 
-def series(rng: np.random.Generator, count: int, resemblance: float) -> ARRAY:
-    """Autocorrelated noise of variance 1 around 0."""
-    values = np.empty(count)
-    values[0] = rng.normal()
-    for index in range(1, count):
-        values[index] = resemblance * values[index - 1] + rng.normal(0, math.sqrt(1 - resemblance**2))
-    return values
+def rounds(rng: np.random.Generator, count: int, offset: float, level: float = 0.0) -> list[ARRAY]:
+    """Log levels of six blocks in each round; every round's process has an offset of its own."""
+    return [level + rng.normal(0, offset) + rng.normal(0, 0.005, 6) for _ in range(count)]
 
 
-@pytest.mark.parametrize(("resemblance", "least"), [(0.0, 0.93), (0.3, 0.92), (0.6, 0.87)])
-def test_intervals_of_blocks_hold_the_truth_though_neighbours_resemble_each_other(resemblance: float, least: float) -> None:
+def test_intervals_hold_the_truth_though_every_process_has_an_offset_of_its_own() -> None:
     rng = np.random.default_rng(3)
-    held = [low <= 0 <= high for _ in range(400) for low, high in [statistics.t_interval(series(rng, 40, resemblance))[1]]]
-    assert least <= np.mean(held) <= 0.995
+    held = 0
+    for _ in range(400):
+        apart = statistics.of_pairs(rounds(rng, 8, 0.02), rounds(rng, 8, 0.02, 0.05))
+        low, high = statistics.interval(apart)[1]
+        held += low <= -0.05 <= high
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_blocks_of_one_process_are_no_evidence_about_the_next() -> None:
+    """However many blocks there are, the interval is that of the rounds."""
+    few, many = ([np.full(count, level) for level in (0.0, 0.02, 0.01)] for count in (2, 200))
+    assert statistics.interval(statistics.of_rounds(few)) == statistics.interval(statistics.of_rounds(many))
 
 
 def test_pairing_takes_out_what_disturbs_both() -> None:
     """Drift of 30 % and spikes that both see; the ratio of 1.04 is found to a hundredth."""
     rng = np.random.default_rng(4)
-    both = np.linspace(0, 0.3, 40) + (rng.uniform(size=40) < 0.1) * 0.5
-    reference, own = (np.exp(both + rng.normal(0, 0.01, 40)) * level for level in (1.04, 1.0))
-    found = statistics.speedup(reference, own, 0.0)
+    both = [np.linspace(0, 0.3, 6) + (rng.uniform(size=6) < 0.1) * 0.5 for _ in range(8)]
+    reference, own = ([blocks + rng.normal(math.log(ratio), 0.005, 6) for blocks in both] for ratio in (1.04, 1.0))
+    found = statistics.speedup(statistics.of_pairs(reference, own), 0.0)
     assert found.verdict == "faster" and found.ci95[0] < 1.04 < found.ci95[1] and found.ci95[1] - found.ci95[0] < 0.02
 
 
-def test_series_that_tell_nothing() -> None:
-    assert statistics.t_interval(np.array([2.0])) == (2.0, (-math.inf, math.inf))
-    assert statistics.t_interval(np.full(9, 2.0)) == (2.0, (2.0, 2.0))
+def test_rounds_that_tell_nothing() -> None:
+    assert statistics.interval(np.array([2.0])) == (2.0, (-math.inf, math.inf))
+    assert statistics.interval(np.full(9, 2.0)) == (2.0, (2.0, 2.0))
+    one = statistics.latency([[np.full(100, 2.0)]], np.ones(1), np.ones(1))
+    assert one.p50_ci95 == (2.0, 2.0) and one.rounds == 1
+
+
+def test_blocks_of_unlike_number_are_not_paired() -> None:
+    assert statistics.of_pairs([np.array([1.0, 3.0, 2.0])], [np.array([1.0])]) == pytest.approx([1.0])
 
 
 @pytest.mark.parametrize(("ratio", "noise", "verdict"), [
@@ -86,8 +97,7 @@ def test_series_that_tell_nothing() -> None:
     (1.05, 0.06, "indistinguishable"), (0.95, 0.06, "indistinguishable"), (1.2, 0.06, "faster"), (0.8, 0.06, "slower"),
 ])  # fmt: skip
 def test_verdicts_have_the_right_sign_and_stay_silent_below_the_noise(ratio: float, noise: float, verdict: str) -> None:
-    steps = np.tile([0.99, 1.01, 1.005, 0.995], 10)
-    found = statistics.speedup(ratio * steps, np.ones(40), noise)
+    found = statistics.speedup(np.log(ratio) + np.tile([-0.01, 0.01, 0.005, -0.005], 2), noise)
     assert found.verdict == verdict and found.value == pytest.approx(ratio, rel=1e-3)
     assert found.ci95[0] < found.value < found.ci95[1]
 

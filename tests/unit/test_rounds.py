@@ -1,0 +1,206 @@
+"""Sessions in rounds: new processes each time, variants that fail or do not fit into the memory, what the machine did."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time as clock
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_onnx as small
+
+import edgeopt
+from edgeopt.core import machine, registry
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import StepError
+from edgeopt.core.plan import Plan
+from edgeopt.core.protocols import Sample
+from edgeopt.core.recipe import Measuring, load
+from edgeopt.formats.onnx import Onnx
+from edgeopt.stages import timing
+from edgeopt.stages.children import Child, Template
+from edgeopt.stages.conditions import Conditions
+
+pytestmark = pytest.mark.skipif(bool(why := registry.load("backends", "onnxruntime")().probe()), reason=why or "-")
+RECIPE = """\
+edgeopt: 1
+name: rounds
+model: {onnx: model.onnx}
+data: {evaluate: {random: normal, samples: 4}}
+variants: {fp32: []}
+targets: [x86-onnxruntime, {extends: x86-onnxruntime, name: loaded, scenario: throughput}]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    small.write(small.mlp(), tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    made = edgeopt.plan(load(tmp_path / "recipe.yaml"))
+    return made.model_copy(update={"reference": "a", "measure": Measuring(precision_percent=50, budget_s=1.0)})
+
+
+@pytest.fixture
+def model(plan: Plan, tmp_path: Path) -> Artifact:
+    (tmp_path / "files").mkdir()
+    path = small.write(small.mlp(), tmp_path / "files")
+    return Artifact(tmp_path, "onnxruntime", path.name, "", "", 0, Onnx().signature(path))
+
+
+def timed(plan: Plan, folder: Path, artifacts: dict[str, Artifact], target: str = "x86-onnxruntime", **more: Any) -> timing.Timed:
+    spec = next(iter(artifacts.values())).signature.inputs[0]
+    shape = [size if isinstance(size, int) else 1 for size in spec.shape[1:]]
+    samples = [Sample({spec.name: np.ones(shape, np.float32)}) for _ in range(4)]
+    return timing.time(plan, plan.target_of(target), artifacts, samples, folder, folder, lambda *_: None, **more)
+
+
+def test_every_round_opens_every_variant_in_a_new_process(
+    plan: Plan, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked: list[int] = []
+    fork = Template.fork
+    monkeypatch.setattr(Template, "fork", lambda self: (one := fork(self), forked.append(one.pid))[0])
+    found = timed(plan, tmp_path, {"a": model, "b": model}, layers=True)
+    rounds = found.conditions["rounds"]
+    assert rounds >= timing.FEWEST and len(set(forked)) == 3 * rounds and not found.errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in forked)
+    row = found.rows["b"]
+    assert row.latency_ms and row.latency_ms.rounds == rounds and row.speedup and found.noise_percent is not None
+    assert row.latency_ms.p50_ci95[0] <= row.latency_ms.p50 <= row.latency_ms.p50_ci95[1]
+    assert found.layers["b"] and not found.conditions["one_at_a_time"]
+    raw = np.load(tmp_path / "latency.npz")
+    assert set(raw["b/round"]) == set(range(rounds)) and len(raw["b/round"]) == len(raw["b/compute_ms"]) == row.latency_ms.samples
+
+
+def test_throughput_goes_in_rounds_too(plan: Plan, model: Artifact, tmp_path: Path) -> None:
+    row = timed(plan, tmp_path, {"a": model, "b": model}, "loaded").rows["b"]
+    assert row.throughput_per_s and row.throughput_ci95 and row.throughput_ci95[0] <= row.throughput_per_s <= row.throughput_ci95[1]
+
+
+def test_what_does_not_fit_into_the_memory_is_open_one_at_a_time(
+    plan: Plan, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 2)
+    alive: list[int] = []
+    open_, close = timing.Lane.open, timing.Lane.close
+    now: set[str] = set()
+
+    def opened(self: timing.Lane, *given: Any) -> None:
+        now.add(self.name)
+        alive.append(len(now))
+        open_(self, *given)
+
+    def closed(self: timing.Lane) -> None:
+        now.discard(self.name)
+        close(self)
+
+    monkeypatch.setattr(timing.Lane, "open", opened)
+    monkeypatch.setattr(timing.Lane, "close", closed)
+    found = timed(plan, tmp_path, {"a": model, "b": model}, layers=True)
+    assert found.conditions["one_at_a_time"] and max(alive[1:]) == 1 and found.layers["b"]
+    assert found.rows["b"].latency_ms and found.rows["b"].latency_ms.rounds == found.conditions["rounds"] >= timing.FEWEST
+
+
+def test_a_variant_whose_process_dies_leaves_and_the_others_go_on(
+    plan: Plan, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = timing.Lane.turn
+
+    def dying(self: timing.Lane) -> None:
+        if self.name == "b" and len(self.rounds) == 2 and self.child:
+            os.killpg(self.child.process.pid, signal.SIGKILL)
+        turn(self)
+
+    monkeypatch.setattr(timing.Lane, "turn", dying)
+    found = timed(plan, tmp_path, {"a": model, "b": model, "c": model})
+    assert set(found.errors) == {"b"} and "SIGKILL" in str(found.errors["b"]) and set(found.rows) == {"a", "c"}
+
+
+# ---- the template
+
+
+@pytest.fixture
+def template() -> Iterator[Template]:
+    with Template("onnxruntime") as made:
+        yield made
+
+
+def test_children_of_a_template_are_processes_of_their_own(template: Template, model: Artifact) -> None:
+    with Child("one", template=template) as one, Child("other", template=template) as other:
+        assert one.process.pid != other.process.pid
+        for child in (one, other):
+            child.ask("open", path=str(model.path), backend="onnxruntime", threads=1, requests=1, options={}, execution={})
+        one.freeze()
+        assert other.ask("usage")[0]["rss_mb"] > 0
+        one.thaw()
+        assert one.ask("usage")[0]["rss_mb"] > 0
+        os.killpg(one.process.pid, signal.SIGKILL)
+        with pytest.raises(StepError, match=r"one: .* killed by SIGKILL"):
+            one.ask("usage")
+
+
+def test_children_die_with_their_template() -> None:
+    template = Template("null")
+    child = Child("one", template=template)
+    template.close()
+    with pytest.raises(StepError):
+        child.ask("usage")
+    child.close()
+    with pytest.raises(StepError, match="the process that imports the runtime ended"):
+        Child("late", template=template)
+
+
+def test_a_missing_runtime_is_told_by_the_child(tmp_path: Path) -> None:
+    with Template("tensorrt") as template, Child("one", template=template) as child:
+        assert child.ask("usage")[0]["rss_mb"] > 0
+
+
+# ---- what the machine did
+
+
+def conditions(monkeypatch: pytest.MonkeyPatch, **blocks: list[float]) -> Conditions:
+    """Conditions of so many blocks of one second; values are those after each block."""
+    count = len(next(iter(blocks.values())))
+    states = [
+        {"mhz": 3000.0, "celsius": 50.0, "throttled": 0, "total_s": 2.0 * index, "steal_s": 0.0}
+        | {name: values[max(index - 1, 0)] for name, values in blocks.items()}
+        for index in range(count + 1)
+    ]
+    following = itertools.chain(states, itertools.repeat(states[-1]))
+    monkeypatch.setattr(machine, "state", lambda: dict(next(following)))
+    seconds = itertools.count()
+    monkeypatch.setattr(clock, "monotonic", lambda: float(next(seconds)))
+    made = Conditions()
+    for _ in range(count):
+        made.block()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("what", "given", "disturbed", "unstable"),
+    [
+        ("clock", {"mhz": [3000.0] * 9 + [2700.0]}, 1, False),
+        ("clock", {"mhz": [3000.0] * 7 + [2700.0] * 3}, 3, True),
+        ("throttling", {"throttled": [0, 0, 0, 0, 1, 1, 2, 3, 3, 3]}, 3, True),
+        ("steal", {"steal_s": [0.0, 0.0, *[0.2] * 8]}, 1, False),
+        ("steal", {"steal_s": [0.2 * index for index in range(10)]}, 9, True),
+    ],
+)
+def test_a_block_that_the_machine_disturbed_is_flagged(
+    what: str, given: dict[str, list[float]], disturbed: int, unstable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = conditions(monkeypatch, **given)
+    assert made.disturbed()[what] == made.disturbed()["any"] == disturbed
+    assert made.flags() == (["unstable"] if unstable else [])
+    told = made.read()
+    assert told["blocks_disturbed"][what] == disturbed and told["blocks"] == 10
+
+
+def test_a_machine_that_tells_nothing_is_not_called_unstable(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = conditions(monkeypatch, mhz=[None] * 4, celsius=[None] * 4, throttled=[None] * 4)  # type: ignore[list-item]
+    assert made.flags() == [] and made.read()["mhz"] is None and made.read()["throttled"] is None
