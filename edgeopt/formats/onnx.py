@@ -168,8 +168,13 @@ def signature_of(model: ModelProto) -> Signature:
     fed = inputs(model)
     firsts = [value.type.tensor_type.shape.dim[0] for value in fed if value.type.tensor_type.shape.dim]
     open_firsts = [dim for dim in firsts if not dim.dim_value > 0]
-    batch = "N" if open_firsts and not any(dim.dim_param for dim in open_firsts) else ""
+    batch = "N" if open_firsts and not any(_axis_name(dim) for dim in open_firsts) else ""
     return Signature(tuple(_spec(value, batch) for value in fed), tuple(_spec(value, "") for value in model.graph.output))
+
+
+def _axis_name(dim: Any) -> str:
+    """The name of an open axis; what exporters write for any size is none, or all such axes would be one."""
+    return "" if dim.dim_param in ("?", "-1", "None", "dynamic") else str(dim.dim_param)
 
 
 def _spec(value: ValueInfoProto, batch: str) -> TensorSpec:
@@ -181,7 +186,7 @@ def _spec(value: ValueInfoProto, batch: str) -> TensorSpec:
     shape: list[int | str] = []
     for axis, dim in enumerate(value.type.tensor_type.shape.dim):
         unnamed = batch if batch and axis == 0 else f"{value.name}_d{axis}"
-        shape.append(dim.dim_value if dim.dim_value > 0 else dim.dim_param or unnamed)
+        shape.append(dim.dim_value if dim.dim_value > 0 else _axis_name(dim) or unnamed)
     return TensorSpec(value.name, tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name, tuple(shape))
 
 

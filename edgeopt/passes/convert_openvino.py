@@ -12,7 +12,12 @@ from edgeopt.core.protocols import Context, Pass
 from edgeopt.formats import openvino as openvino_format
 
 
-class ConvertOpenvino(Pass, accepts=("onnx",), produces="openvino", needs=("openvino",)):
+# Another runtime rounds in another way, and a saturated output amplifies that: a text detector's reaches 43 dB on images without
+# text. What a wrong conversion gives is far below.
+ROUNDING_DB = 25.0
+
+
+class ConvertOpenvino(Pass, accepts=("onnx",), produces="openvino", needs=("openvino",), tolerance_db=ROUNDING_DB):
     """Convert to OpenVINO's format, with its usual graph clean-up done once and weights kept as they are."""
 
     extra: ClassVar[str] = "openvino"

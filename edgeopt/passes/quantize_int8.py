@@ -23,7 +23,7 @@ class QuantizeInt8(
     needs=("onnx", "onnxruntime", "openvino", "nncf"),
     data=("calibrate", "tune?"),
     target_fields=("backend", "arch", "int8"),
-    tolerance_db=0.0,
+    tolerance_db=3.0,
 ):
     """Quantize weights and activations to INT8, with ranges found on the recipe's calibration samples.
 

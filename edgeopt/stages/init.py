@@ -79,7 +79,8 @@ def _recipe(name: str, model: list[str], data: _Data) -> str:
         *targets,
         "",
         "# What a variant must reach to be picked. With real data, demand accuracy too.",
-        "gates: []",
+        "gates:",
+        "  - {score: sqnr, min: 20} # what differs from the reference is a tenth of it at most",
         "  # - {score: top1, max_drop: 0.01} # at most one point lost against the reference",
         "  # - {latency: p90, max_ms: 5}",
         "  # - {speedup: {min: 1.5}}",
@@ -104,8 +105,10 @@ class _Data:
 
     def lines(self) -> list[str]:
         names = ", ".join(spec["name"] for spec in self.inputs) or "like the inputs"
-        extra = f", sizes: {{{', '.join(f'{_scalar(axis)}: 16' for axis in self.open)}}}" if self.open else ""
-        note = ["  # `sizes` fixes the axes that may vary, but for the batch."] if self.open else []
+        pictures = {axis for spec in self.inputs if len(spec["shape"]) == 4 for axis in spec["shape"]}
+        sizes = ", ".join(f"{_scalar(axis)}: {224 if axis in pictures else 16}" for axis in self.open)
+        extra = f", sizes: {{{sizes}}}" if sizes else ""
+        note = ["  # `sizes` fixes the axes that may vary, but for the batch: give those that the model is used at."] if self.open else []
         note += ["  # Whole numbers are 0 or 1; `high: 1000` draws them below 1000, as large as the vocabulary."] if self.whole else []
         return [
             "data:",

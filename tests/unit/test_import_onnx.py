@@ -97,6 +97,13 @@ def test_axes_without_names_get_stable_ones(tmp_path):
     assert signature.outputs[0].shape == ("N", 5)
 
 
+def test_what_exporters_write_for_any_size_is_no_name(tmp_path):
+    """Or height and width would have to be equal, as two axes of one name are."""
+    small.write(small.cnn(size=("?", "?"), batch="None"), tmp_path)
+    path, _ = run(tmp_path)
+    assert Onnx().signature(path).inputs[0].shape == ("N", 3, "x_d2", "x_d3")
+
+
 def test_local_functions_are_inlined(tmp_path):
     function = helper.make_function(
         "own", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 17)]
