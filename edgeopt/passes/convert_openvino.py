@@ -11,7 +11,6 @@ from edgeopt.core.errors import StepError
 from edgeopt.core.protocols import Context, Pass
 from edgeopt.formats import openvino as openvino_format
 
-
 # Another runtime rounds in another way, and a saturated output amplifies that: a text detector's reaches 43 dB on images without
 # text. What a wrong conversion gives is far below.
 ROUNDING_DB = 25.0
