@@ -41,12 +41,13 @@ from edgeopt.stages import timing  # noqa: E402
 from edgeopt.stages.children import Child  # noqa: E402
 
 PARTS = ("trials", "traces", "pairs", "tools", "cost")
-WIDTH, ROWS = 128, 64  # one layer: 64 rows through 128 × 128 weights, which stay in the cache
-TRIAL_S = 5.0
-# Layers of the reference and of the variant, verdict that is right, how many of 200 must be right.
-TRIALS = {"A/A": (50, 50, "indistinguishable", 184), "5 %": (20, 21, "slower", 184), "2 %": (50, 51, "slower", 150)}
+WIDTH, ROWS = 96, 64  # one layer: 64 rows through 96 × 96 weights, which stay in the cache
+BASE = 100  # layers of the reference
+# A session holds the reference and a variant of each: layers of the variant, verdict that is right, how many of 200 must be right.
+TRIALS = {"A/A": (100, "indistinguishable", 184), "5 %": (105, "slower", 184), "2 %": (102, "slower", 150)}
+TRIAL_S = 4.3  # a trial's share of a session's budget; at most 5 s with all that is around it
 TOOLS = {"onnxruntime": "a bare onnxruntime loop", "openvino": "OpenVINO's benchmark_app"}
-SIZES = {"under 1 ms": 24, "over 5 ms": 400}  # layers
+SIZES = {"under 1 ms": 30, "over 5 ms": 600}  # layers
 RECIPE = """\
 edgeopt: 1
 name: honesty
@@ -78,12 +79,13 @@ class Bench:
 
     def __init__(self, folder: Path, results: Path, backend: str) -> None:
         self.folder, self.results, self.backend = folder, results, backend
+        self.told: list[str] = []  # sentences of the part that runs
         rooms = CLONE / "edgeopt"
         code = [
             digest.of_folder(rooms / "runner"),
-            *(digest.of_file(rooms / f"stages/{name}.py") for name in ("timing", "statistics", "children")),
+            *(digest.of_file(rooms / f"stages/{name}.py") for name in ("timing", "lane", "statistics", "children")),
         ]
-        self.identity = digest.of_value([code, machine.fingerprint()["id"], backend, WIDTH, ROWS, TRIALS, SIZES])
+        self.identity = digest.of_value([code, machine.fingerprint()["id"], backend, WIDTH, ROWS, BASE, TRIALS, TRIAL_S, SIZES])
         self.lines = self._read()
         chain(folder / "1.onnx", 1)
         (folder / "recipe.yaml").write_text(RECIPE)
@@ -103,6 +105,11 @@ class Bench:
         self.results.parent.mkdir(parents=True, exist_ok=True)
         with self.results.open("a") as file:
             file.write(json.dumps(self.lines[-1]) + "\n")
+
+    def tell(self, sentence: str) -> None:
+        """Print a finding at once; --json keeps it."""
+        self.told.append(sentence.strip())
+        print(sentence, flush=True)
 
     def of(self, **wanted: Any) -> list[dict[str, Any]]:
         return [line for line in self.lines if all(line.get(name) == value for name, value in wanted.items())]
@@ -132,7 +139,7 @@ class Bench:
 
     def session(self, artifacts: dict[str, Artifact], backend: str, seconds: float, seed: int) -> timing.Timed:
         """A session as `edgeopt measure` makes it; the first artifact is the reference."""
-        measuring = Measuring(precision_percent=0.1 if seconds < 1 else 0.5, budget_s=seconds)
+        measuring = Measuring(precision_percent=0.1, budget_s=seconds)
         plan = self.plan.model_copy(update={"reference": next(iter(artifacts)), "seed": seed, "measure": measuring})
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             timed = timing.time(plan, self.target(backend), artifacts, self.samples, self.folder, Path(scratch), lambda *_: None)
@@ -164,59 +171,57 @@ def chain(path: Path, layers: int) -> None:
 
 
 def trials(bench: Bench, count: int) -> bool:
-    for index in range(count):  # in turn, so that a run that is stopped has as many of each
-        for name, (base, own, _, _) in TRIALS.items():
-            if not bench.of(part="trials", trial=name, index=index):
-                trial(bench, name, base, own, index)
-    told = [told_of_trials(bench, name, count) for name in TRIALS]
+    for index in range(count):
+        if not bench.of(part="trials", index=index):
+            trial(bench, index)
+    told = [told_of_trials(bench, name, count) for name in TRIALS]  # all of them, also after one that is not met
     return all(told)
 
 
-def trial(bench: Bench, name: str, base: int, own: int, index: int) -> None:
+def trial(bench: Bench, index: int) -> None:
+    """One session, and so one trial of each kind."""
     began = time.perf_counter()
-    artifacts = {"reference": bench.artifact(base, bench.backend), "variant": bench.artifact(own, bench.backend)}
-    # Starting three processes and warming up takes what is kept back of a trial's 5 s.
-    timed = bench.session(artifacts, bench.backend, TRIAL_S - 2.0, seed=index)
-    row = timed.rows["variant"]
-    assert row.speedup and row.latency_ms
-    took = time.perf_counter() - began
-    figures = {
-        "speedup": row.speedup.value,
-        "ci95": row.speedup.ci95,
-        "noise_percent": timed.noise_percent,
-        "blocks": row.latency_ms.blocks,
-    }
+    layers = {"reference": BASE} | {name: own for name, (own, _, _) in TRIALS.items()}
+    artifacts = {name: bench.artifact(one, bench.backend) for name, one in layers.items()}
+    timed = bench.session(artifacts, bench.backend, len(TRIALS) * TRIAL_S, seed=index)
+    found = {name: timed.rows[name].speedup for name in TRIALS}
     bench.keep(
         {
             "part": "trials",
-            "trial": name,
             "index": index,
-            "verdict": row.speedup.verdict,
-            **figures,
-            "p50": row.latency_ms.p50,
-            "seconds": took,
+            "verdicts": {name: one.verdict for name, one in found.items() if one},
+            "speedups": {name: one.value for name, one in found.items() if one},
+            "ci95": {name: one.ci95 for name, one in found.items() if one},
+            "noise_percent": timed.noise_percent,
+            "conditions": timed.conditions,
+            "p50": timed.rows["reference"].latency_ms.p50,  # type: ignore[union-attr]
+            "seconds": time.perf_counter() - began,
         }
     )
-    low, high = row.speedup.ci95
-    print(f"  {name} {index}: {row.speedup.verdict}, {row.speedup.value:.4f} [{low:.4f}, {high:.4f}], {took:.1f} s", flush=True)
+    line = bench.lines[-1]
+    told = ", ".join(f"{name} {one.verdict} {one.value:.4f} [{one.ci95[0]:.4f}, {one.ci95[1]:.4f}]" for name, one in found.items() if one)
+    print(f"  {index}: {told}, noise {line['noise_percent']:.2f} %, {line['seconds']:.1f} s", flush=True)
 
 
 def told_of_trials(bench: Bench, name: str, count: int) -> bool:
-    base, own, right, needed = TRIALS[name]
-    found = [line for line in bench.of(part="trials", trial=name) if line["index"] < count]
-    hits = sum(line["verdict"] == right for line in found)
-    wrong_sign = sum(line["verdict"] == "faster" for line in found) if right == "slower" else 0
-    inside = sum(line["ci95"][0] <= base / own <= line["ci95"][1] for line in found)
-    widths = [50 * (line["ci95"][1] - line["ci95"][0]) for line in found]
-    seconds = [line["seconds"] for line in found]
-    injected = 100 * (np.exp(-np.mean(np.log([line["speedup"] for line in found]))) - 1)
-    good = hits >= needed * len(found) / 200 and not wrong_sign and np.median(seconds) <= TRIAL_S
-    print(f"{name}: {hits} of {len(found)} {right} (at least {needed} of 200), {wrong_sign} with the wrong sign: {verdict(good)}")
-    noise, blocks = (np.median([line[one] for line in found]) for one in ("noise_percent", "blocks"))
-    print(
-        f"    injected {100 * (own / base - 1):.1f} % more layers, mean of all {injected:+.2f} %; interval ±{np.median(widths):.2f} %, "
-        f"holds {base / own:.3f} in {100 * inside / len(found):.0f} %; noise {noise:.2f} %, {blocks:.0f} blocks, "
-        f"{np.median(seconds):.1f} s a trial, {max(seconds):.1f} s at most"
+    own, right, needed = TRIALS[name]
+    truth = BASE / own
+    found = [line for line in bench.of(part="trials") if line["index"] < count]
+    hits = sum(line["verdicts"][name] == right for line in found)
+    wrong_sign = sum(line["verdicts"][name] == "faster" for line in found) if right == "slower" else 0
+    intervals = [line["ci95"][name] for line in found]
+    inside = sum(low <= truth <= high for low, high in intervals)
+    mean = 100 * (np.exp(-np.mean(np.log([line["speedups"][name] for line in found]))) - 1)
+    share = np.array([line["seconds"] for line in found]) / len(TRIALS)
+    good = hits >= needed * len(found) / 200 and not wrong_sign and np.median(share) <= 5.0
+    bench.tell(f"{name}: {hits} of {len(found)} {right} (at least {needed} of 200), {wrong_sign} with the wrong sign: {verdict(good)}")
+    noise, rounds = (
+        np.median(column) for column in zip(*((one["noise_percent"], one["conditions"]["rounds"]) for one in found), strict=True)
+    )
+    bench.tell(
+        f"    {own - BASE} % more layers, mean of all {mean:+.2f} %; interval ±{np.median([50 * (high - low) for low, high in intervals]):.2f} %, "
+        f"holds {truth:.3f} in {100 * inside / len(found):.0f} %; noise {noise:.2f} %, {rounds:.0f} rounds, "
+        f"{np.median(share):.1f} s a trial, {max(share):.1f} s at most"
     )
     return bool(good)
 
@@ -227,8 +232,8 @@ def told_of_trials(bench: Bench, name: str, count: int) -> bool:
 def traces(bench: Bench, count: int) -> bool:
     held = synthetic.coverage(count)
     good = 0.93 <= held["all"] <= 0.97
-    print(f"intervals on {count:,} synthetic traces hold the truth in {100 * held['all']:.1f} % (93 to 97 %): {verdict(good)}")
-    print("    " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in held.items() if name != "all"))
+    bench.tell(f"intervals on {count:,} synthetic traces hold the truth in {100 * held['all']:.1f} % (93 to 97 %): {verdict(good)}")
+    bench.tell("    " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in held.items() if name != "all"))
     return good
 
 
@@ -241,7 +246,7 @@ def pairs(bench: Bench, count: int) -> bool:
         good = one.false_alarms <= 0.07 and abs(one.power - one.formula) <= 0.03
         alarms = f"false alarms {100 * one.false_alarms:.1f} % (at most 5 + 2)"
         power = f"power {100 * one.power:.1f} %, by the formula {100 * one.formula:.1f} % (within 3)"
-        print(f"{one.what}: {alarms}, {power}: {verdict(good)}")
+        bench.tell(f"{one.what}: {alarms}, {power}: {verdict(good)}")
     return all(one.false_alarms <= 0.07 and abs(one.power - one.formula) <= 0.03 for one in found)
 
 
@@ -264,7 +269,7 @@ def tools(bench: Bench, rounds: int) -> bool:
             apart = ours / theirs - 1
             fits = abs(apart) <= 0.03 and (ours < 1 if size == "under 1 ms" else ours > 5)
             told = f"{theirs:.4f} ms, edgeopt {ours:.4f} ms, {100 * apart:+.1f} % (within 3 %)"
-            print(f"{tool}, {size}: {told}, {len(lines)} rounds each: {verdict(fits)}", flush=True)
+            bench.tell(f"{tool}, {size}: {told}, {len(lines)} rounds each: {verdict(fits)}")
             good &= fits
     return good
 
@@ -304,7 +309,7 @@ def cost(bench: Bench, runs: int) -> bool:
             found.append((1e6 * (time.perf_counter() - began) / runs, np.median(arrays["compute_ns"]) / 1e3))
     whole, inside = (float(np.median(column)) for column in zip(*found, strict=True))
     good = whole <= 20
-    print(
+    bench.tell(
         f"the harness's own cost: {whole:.2f} µs a call (at most 20), {inside:.2f} µs of it within what is told as latency: {verdict(good)}"
     )
     return good
@@ -320,6 +325,7 @@ def main() -> Iterator[bool]:
     parser.add_argument("--trials", type=int, help="real sessions of each kind (200)")
     parser.add_argument("--only", action="append", choices=PARTS, help="just these parts")
     parser.add_argument("--backend", choices=list(TOOLS), default="onnxruntime", help="runtime of the real sessions")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was found, part by part, with every line of it")
     parser.add_argument("--results", type=Path, default=Path("runs/honesty.jsonl"))
     given = parser.parse_args()
     counts = (
@@ -333,10 +339,16 @@ def main() -> Iterator[bool]:
     print(f"{', '.join(told)}, load {machine.load()}\n")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), given.results, given.backend)
+        outcome: dict[str, Any] = {}
         for part in given.only or PARTS:
             began = time.perf_counter()
-            yield {"trials": trials, "traces": traces, "pairs": pairs, "tools": tools, "cost": cost}[part](bench, counts[part])
-            print(f"    ({part}: {time.perf_counter() - began:.0f} s)\n", flush=True)
+            good = {"trials": trials, "traces": traces, "pairs": pairs, "tools": tools, "cost": cost}[part](bench, counts[part])
+            outcome[part] = {"met": bool(good), "seconds": round(time.perf_counter() - began, 1), "told": bench.told[:]}
+            bench.told.clear()
+            print(f"    ({part}: {outcome[part]['seconds']:.0f} s)\n", flush=True)
+            if given.json:
+                given.json.write_text(json.dumps({"machine": facts, "parts": outcome, "lines": bench.lines}, indent=1) + "\n")
+            yield bool(good)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,9 @@ class Recipe(Options):
     scores: list[Plug] = Field(default_factory=list)
     reference: str | None = Field(default=None, description="the variant others are compared with")
     variants: dict[_Name, list[Plug] | None] = Field(min_length=1)
-    targets: list[Any] = Field(min_length=1, description="names, files, {name: {need: built}} or {extends: name, …}")
+    targets: list[Any] = Field(
+        min_length=1, description="names, files, {name: {need: built}} or {extends: name, …}, batch: [1, 8] for a sweep"
+    )
     gates: list[Gate] = Field(default_factory=list)
     pick: Literal["latency", "throughput", "size"] = "latency"
     measure: Measuring = Field(default_factory=Measuring)
@@ -224,19 +226,30 @@ def _targets(document: Document, base: Path, problems: list[EdgeoptError]) -> li
     for index, value in enumerate(values if isinstance(values, list) else []):
         inner = document.below(("targets", index), value)
         try:
-            use = _target(inner, base)
-            if any(one.target.name == use.target.name for one in found):
-                raise UsageError(
-                    f"the target '{use.target.name}' stands here twice", remedy="remove one, or give it a name: {extends: …, name: …}"
-                )
+            for swept in _swept(inner):
+                use = _target(inner.below((), swept), base)
+                if any(one.target.name == use.target.name for one in found):
+                    raise UsageError(
+                        f"the target '{use.target.name}' stands here twice", remedy="remove one, or give it a name: {extends: …, name: …}"
+                    )
+                found.append(use)
         except RecipeErrors as error:
             problems += error.problems
         except EdgeoptError as error:
             error.place = error.place or inner.place()
             problems.append(error)
-        else:
-            found.append(use)
     return found
+
+
+def _swept(document: Document) -> list[Any]:
+    """A target with a list of batches is one target for each, named by it; any other stands for itself."""
+    value = document.value
+    if not (isinstance(value, dict) and isinstance(value.get("batch"), list)):
+        return [value]
+    if not value["batch"] or "extends" not in value:
+        raise UsageError("batch: a sweep needs a target and batches", remedy="{extends: x86-openvino, batch: [1, 4, 16]}")
+    named = isinstance(value.get("name"), str)
+    return [{**value, "batch": batch} | ({"name": f"{value['name']}-batch{batch}"} if named else {}) for batch in value["batch"]]
 
 
 def _target(document: Document, base: Path) -> TargetUse:

@@ -16,11 +16,11 @@ from edgeopt.core.session import Interval, Latency, ScoreValue, Speedup
 Status = Literal["measured", "built", "bundled", "unavailable", "failed"]
 GateVerdict = Literal["pass", "fail", "inconclusive", "not_measured"]
 
-# What flags say to a reader. A row with one of the first three is never picked.
+# What flags say to a reader. A row with one of the first two is never picked, one with the third only where no steady one is left.
 FLAGS = {
     "slower-than-reference": "slower than the reference",
     "larger-than-reference": "larger than the reference",
-    "unstable": "the machine's clock or load moved while it was measured",
+    "unstable": "the machine's clock or load moved while it was measured: measure again on a quiet machine",
     "scored-on-cpu": "scored on the CPU as it went into the compiler; not measured on the target",
     "synthetic-data": "scored on synthetic data: the scores say nothing about accuracy",
 }

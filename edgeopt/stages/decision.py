@@ -71,7 +71,10 @@ def _evidence(words: Words, row: Row) -> list[str]:
     target = next((one for one in words.report.targets if one.name == row.target), None)
     found = []
     if row.latency_ms:
-        found.append(f"{count(row.latency_ms.samples, 'timing')} in {count(row.latency_ms.blocks, 'block')}")
+        found.append(
+            f"{count(row.latency_ms.samples, 'timing')} in {count(row.latency_ms.blocks, 'block')}"
+            + (f" of {count(row.latency_ms.rounds, 'round')}" if row.latency_ms.rounds else "")
+        )
     if target and target.noise_percent is not None:
         found.append(f"two copies of {words.report.reference} read {number(target.noise_percent, 1)} % apart")
     if row.scores:
@@ -90,6 +93,8 @@ def _doubts(words: Words, row: Row) -> list[str]:
     noise = next((one.noise_percent for one in words.report.targets if one.name == row.target), None)
     if noise is not None and noise >= NOISY_PERCENT:
         doubts.append(f"two copies of {base} read {number(noise, 1)} % apart: the machine was too restless for fine differences")
+    if any(one.name == row.target and one.conditions.get("one_at_a_time") for one in words.report.targets):
+        doubts.append("the variants together do not fit into the memory: they were measured one at a time, not side by side")
     if row.latency_ms is None and row.throughput_per_s is None:
         doubts.append("not measured here: chosen as the last variant listed whose accuracy gates pass")
     return doubts + words.warnings(row)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from edgeopt.core.gate import Gate
 from edgeopt.core.report import GateResult, GateVerdict, Row
 from edgeopt.core.session import Interval
+
+MOST_TIMES = 1000  # nobody labels so many times the samples
 
 
 def concerns(gate: Gate, row: Row) -> bool:
@@ -18,6 +21,9 @@ def judge(gate: Gate, row: Row, reference: str) -> GateResult:
     """The verdict of a gate on a row; the reference is exempt from `speedup`."""
     wanted, got, interval, at_most = _figures(gate, row, reference)
     verdict, reason = _verdict(wanted, got, interval, at_most)
+    found = row.scores.get(gate.score or "")
+    if verdict == "inconclusive" and found and got is not None and interval:
+        reason = f"the 95 % interval holds the limit: {_would_decide(wanted, got, interval, found.samples)}"
     if got is None:
         reason = row.reason or f"{row.variant} has no such figure on {row.target}"
     return GateResult(
@@ -81,6 +87,16 @@ def _verdict(wanted: float, got: float | None, interval: Interval | None, at_mos
     if high < limit:
         return "fail", None
     return "inconclusive", "the 95 % interval holds the limit: more samples or a longer measurement would decide it"
+
+
+def _would_decide(wanted: float, got: float, interval: Interval, samples: int) -> str:
+    """How many samples would decide a score's gate if its figure stayed: an interval shrinks with the root of their number."""
+    reach, distance = (interval[1] - got if wanted > got else got - interval[0]), abs(got - wanted)
+    if distance * MOST_TIMES**0.5 <= reach:
+        return f"the figure lies so near to it that not even {MOST_TIMES:,} times the {samples:,} samples would decide it"
+    needed = samples * (reach / distance) ** 2
+    rounded = math.ceil(needed / 10 ** (digits := max(math.floor(math.log10(needed)) - 1, 0))) * 10**digits
+    return f"about {max(rounded, samples + 1):,} samples would decide it if the figure stays ({samples:,} so far)"
 
 
 def name(gate: dict[str, Any]) -> str:

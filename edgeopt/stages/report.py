@@ -19,7 +19,7 @@ from edgeopt.stages.build import Build, BuildRow, artifact_of
 from edgeopt.stages.measure import sessions_of
 
 _RANK = {"bundled": 0, "built": 1, "measured": 2}
-_NEVER_PICKED = {"slower-than-reference", "larger-than-reference", "unstable"}
+_NEVER_PICKED = {"slower-than-reference", "larger-than-reference"}
 
 
 def report(plan: Plan, folder: Path) -> Report:
@@ -165,10 +165,12 @@ def _pick(plan: Plan, used: PlanTarget, rows: list[Row]) -> list[Row]:
     if plan.pick != "size" and any(row.variant == plan.reference for row in measured):
         # A gain that is not proved is no reason to leave the reference.
         measured = [row for row in measured if row.variant == plan.reference or (row.speedup and row.speedup.verdict == "faster")]
+    steady = [row for row in measured if "unstable" not in row.flags]
     best: Row | None = None
     basis: str | None = None
     if measured:
-        best, basis = min(measured, key=lambda row: _order(row, plan.pick)), plan.pick
+        best, basis = min(steady or measured, key=lambda row: _order(row, plan.pick)), plan.pick
+        basis += "" if steady else ", measured while the machine was unstable"
     elif able and not any(row.latency_ms for row in marked):
         best, basis = able[-1], "accuracy gates; no latency was measured"
     return [row.model_copy(update={"picked": True, "pick_basis": basis}) if row is best else row for row in marked]

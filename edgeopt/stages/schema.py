@@ -89,6 +89,8 @@ def _target(target: dict[str, Any]) -> dict[str, Any]:
     need = {"enum": list(get_args(Need)), "default": "measured", "description": "what the target must reach"}
     used = {"type": "object", "properties": {"need": need}, "additionalProperties": False}
     fields = {name: value for name, value in target["properties"].items() if name != "edgeopt_target"}
+    sweep = {"type": "array", "items": fields["batch"], "minItems": 1, "uniqueItems": True}
+    fields["batch"] = {"anyOf": [fields["batch"], sweep], "description": "samples per inference; a list makes a target of each"}
     extends = {"anyOf": [{"enum": shipped()}, {"type": "string"}], "description": "the target whose other fields are taken"}
     inline = {
         "type": "object",

@@ -245,6 +245,28 @@ def test_inline_targets_get_a_name_of_their_own_and_their_need() -> None:
     assert read.uses[1].target.thread_count == 1
 
 
+def test_a_list_of_batches_is_a_target_for_each() -> None:
+    read = check(
+        changed('["null"]', "[{extends: x86-openvino, batch: [1, 8], need: built}, {extends: x86-openvino, name: mine, batch: [4]}]")
+    )
+    assert [(use.target.name, use.target.batch, use.need) for use in read.uses] == [
+        ("x86-openvino-batch1", 1, "built"), ("x86-openvino-batch8", 8, "built"), ("mine-batch4", 4, "measured"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("{extends: x86-openvino, batch: []}", "batch: a sweep needs a target and batches"),
+        ("{extends: x86-openvino, batch: [1, 1]}", "the target 'x86-openvino-batch1' stands here twice"),
+        ("{extends: x86-openvino, batch: [1, 0]}", "batch should be above 0, not 0"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense(written: str, told: str) -> None:
+    with pytest.raises(EdgeoptError, match=told):
+        check(changed('["null"]', f"[{written}]"))
+
+
 def test_a_target_compiled_on_the_device_has_to_be_bundled_unless_said_otherwise() -> None:
     read = check(
         changed('["null"]', "[{extends: x86-openvino, compile_on: device}, {extends: x86-onnxruntime, compile_on: device, need: built}]")
