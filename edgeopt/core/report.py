@@ -21,6 +21,7 @@ FLAGS = {
     "slower-than-reference": "slower than the reference",
     "larger-than-reference": "larger than the reference",
     "unstable": "the machine's clock or load moved while it was measured: measure again on a quiet machine",
+    "none-in-int8": "quantized, but the runtime executes no layer in 8 bits",
     "scored-on-cpu": "scored on the CPU as it went into the compiler; not measured on the target",
     "synthetic-data": "scored on synthetic data: the scores say nothing about accuracy",
 }

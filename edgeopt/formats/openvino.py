@@ -88,12 +88,9 @@ def compiled(model: openvino.Model, execution: str = "f32", **more: Any) -> open
 
 def cause(error: Exception) -> str:
     """What an error of OpenVINO says, in one line, without the places in its source."""
-    lines = [re.sub(r" ?Check '.*' failed at \S+:$", "", line).strip() for line in str(error).splitlines()]
-    items = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")]
-    said = [
-        line for line in lines if line and not re.match(r"(Caught exception: )?(Exception from )?src/\S+:\d+:|FrontEnd API failed", line)
-    ]
-    return " ".join(items or said)[:300] or type(error).__name__
+    noise = r"(Caught exception: )?(Exception from )?src/\S+:\d+:|FrontEnd API failed|Model wasn't fully converted|Summary:"
+    lines = [re.sub(r" ?Check '.*' failed at \S+:$", "", line).removeprefix("-- ").strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not re.match(noise, line))[:300] or type(error).__name__
 
 
 def runner_of(model: openvino.Model, signature: Signature, execution: str = "f32") -> Callable[[Feeds], Feeds]:

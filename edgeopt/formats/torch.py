@@ -220,10 +220,7 @@ def describe(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[
     """
     sizes = _sizes_that_run(module, inputs, outputs)
     first = _shapes(module, inputs, sizes, outputs)
-    varied = {}
-    for axis, size in sizes.items():
-        other = {**sizes, axis: size + (1 if axis == _batch(inputs) else size)}
-        varied[axis] = (_shapes(module, inputs, other, outputs), other[axis])
+    varied = {axis: _varied(module, inputs, outputs, sizes, axis) for axis in sizes}
     specs = []
     for name, (dtype, shape) in first.items():
         found: list[int | str] = list(shape)
@@ -259,6 +256,20 @@ def _sizes_that_run(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Se
             problem = problem or error
             continue
         return sizes
+    raise problem or AssertionError("no sizes were tried")
+
+
+def _varied(
+    module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[str] | None, sizes: Mapping[str, int], axis: str
+) -> tuple[dict[str, tuple[str, tuple[int, ...]]], int]:
+    """What the model gives with one axis at another size, and that size: a model with learnt positions takes no longer sequences."""
+    size = sizes[axis]
+    problem: EdgeoptError | None = None
+    for other in (size + 1,) if axis == _batch(inputs) else (2 * size, size // 2, size + 1):
+        try:
+            return _shapes(module, inputs, {**sizes, axis: other}, outputs), other
+        except UsageError as error:
+            problem = problem or error
     raise problem or AssertionError("no sizes were tried")
 
 

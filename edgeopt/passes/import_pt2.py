@@ -227,6 +227,9 @@ def _results(program: Any, flat: Sequence[np.ndarray[Any, Any]]) -> list[np.ndar
     return list(torch_format.arrays({str(index): one for index, one in enumerate(found) if torch.is_tensor(one)}).values())
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
+    """The innermost reason, in one line: torch wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

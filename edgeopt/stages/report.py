@@ -121,6 +121,9 @@ def _row(folder: Path, built: BuildRow, session: Session | None, used: PlanTarge
         reason = "not measured yet"
     if session and session.synthetic and measured and measured.scores:
         flags.append("synthetic-data")
+    quantized = any(step.notes.get("quantized_layers") for step in built.history)
+    if quantized and measured and measured.precision and not measured.precision.get("int8"):
+        flags.append("none-in-int8")
     found: dict[str, Any] = (measured or Measured(variant=built.variant)).model_dump(exclude={"variant", "error", "layers"})
     found["flags"] = flags + found["flags"]
     return Row(

@@ -13,6 +13,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from edgeopt.core import usercode
+from edgeopt.core.artifact import TensorSpec
 from edgeopt.core.errors import EdgeoptError, MissingError, StepError, UntrustedError, UsageError
 from edgeopt.formats import torch as torch_format
 from edgeopt.passes.import_torch import ImportTorch
@@ -255,3 +256,18 @@ def test_user_files_are_the_code_and_the_weights(base):
     made = ImportTorch.model_validate({"factory": "net/model.py:build", "weights": "w.pt", "inputs": small.IMAGE})
     assert [path.name for path in made.user_files(base)] == ["model.py", "blocks.py", "w.pt"]
     assert made.packages(base) == ["torch"]
+
+
+def test_a_model_with_learnt_positions_is_seen_at_shorter_sequences():
+    """It runs at 64, the first size tried, and no longer."""
+
+    class Positions(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.places = torch.nn.Embedding(8, 4), torch.nn.Embedding(64, 4)
+
+        def forward(self, ids):
+            return self.table(ids) + self.places(torch.arange(ids.shape[1]))
+
+    found = torch_format.describe(Positions().eval(), [TensorSpec("ids", "int64", ("N", "T"))], ["y"])
+    assert found.outputs == (TensorSpec("y", "float32", ("N", "T", 4)),)
