@@ -85,6 +85,7 @@ def _row(row: Row, target: TargetInfo) -> list[str]:
     from rich.markup import escape
 
     from edgeopt.stages.numbers import count, measured, megabytes, number
+    from edgeopt.stages.words import loadgen
 
     if row.status != "measured" or row.latency_ms is None:
         return [f"  [yellow]{row.status}: {escape(row.reason or 'not measured')}[/]"]
@@ -95,6 +96,7 @@ def _row(row: Row, target: TargetInfo) -> list[str]:
         "p90": measured(latency.p90, latency.p90_ci95, "ms"),
         "p99": measured(latency.p99, None, "ms") if latency.p99 is not None else None,
         "throughput": measured(row.throughput_per_s, row.throughput_ci95, "per s"),
+        "MLPerf": loadgen(row) or None,
         "load": measured(row.load_ms, None, "ms"),
         "first run": measured(row.first_ms, None, "ms"),
         "copies": f"{number(copies)} ms in and out, not part of the above",

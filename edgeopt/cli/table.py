@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgeopt.core.report import Report, Row
+from edgeopt.core.target import UNDER_LOAD
 from edgeopt.stages.decision import decide
 from edgeopt.stages.numbers import NONE, factor, number
 from edgeopt.stages.words import Words
@@ -74,7 +75,7 @@ def _tables(words: Words, width: int) -> list[Text]:
     shown = {target.name: words.foremost(target.name, ROWS) for target in words.report.targets}
     for detail in range(len(words.scores) + 3):
         columns = {
-            target.name: _columns(words, shown[target.name], target.scenario == "throughput", detail) for target in words.report.targets
+            target.name: _columns(words, shown[target.name], target.scenario in UNDER_LOAD, detail) for target in words.report.targets
         }
         grids = [list(zip(*columns[name], strict=True)) for name in columns]
         widths = [max(cell_len(cell) for cell in cells) for cells in zip(*(row for grid in grids for row in grid), strict=True)]

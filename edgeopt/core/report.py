@@ -11,7 +11,7 @@ from edgeopt.core.comparison import Comparison
 from edgeopt.core.errors import UsageError
 from edgeopt.core.profile import Peaks, Profile
 from edgeopt.core.protocols import Options
-from edgeopt.core.session import Interval, Latency, ScoreValue, Speedup
+from edgeopt.core.session import Interval, Latency, Mlperf, ScoreValue, Speedup
 
 Status = Literal["measured", "built", "bundled", "unavailable", "failed"]
 GateVerdict = Literal["pass", "fail", "inconclusive", "not_measured"]
@@ -87,6 +87,7 @@ class Row(Options):
     speedup: Speedup | None
     precision: dict[str, int] | None
     runtime: str | None = Field(default=None, description="the library that executed it, with its version")
+    mlperf: Mlperf | None = Field(default=None, description="LoadGen's verdict, where the target's scenario is one of MLPerf's")
     profile: Profile | None = Field(default=None, description="where the time goes; the session's profile.json holds every layer")
     pareto: bool
     qualifies: bool | None

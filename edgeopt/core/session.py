@@ -41,6 +41,20 @@ class Speedup(Options):
     verdict: Verdict
 
 
+class Mlperf(Options):
+    """What MLPerf's LoadGen says of a run that it drove, beside our clock's figure of the same queries."""
+
+    scenario: str
+    valid: bool
+    missed: list[str] = Field(description="demands of LoadGen that the run did not meet")
+    queries: int
+    p90_ms: float | None = Field(description="single stream: 90th percentile of latency, LoadGen's own")
+    our_p90_ms: float | None = Field(description="the same by our clock, of the same queries")
+    samples_per_s: float | None = Field(description="offline")
+    min_duration_s: float = Field(description="asked of LoadGen; an official run asks 600 s")
+    version: str = Field(description="of mlcommons-loadgen")
+
+
 class ScoreValue(Options):
     """A score of one variant, and how much it lost against the reference (positive: worse)."""
 
@@ -70,6 +84,7 @@ class Measured(Options):
     precision: dict[str, int] | None = None
     layers: int | None = None
     runtime: str | None = None
+    mlperf: Mlperf | None = None
     profile: Profile | None = Field(default=None, description="where the time goes; profile.json beside this file holds every layer")
     scores: dict[str, ScoreValue] = Field(default_factory=dict)
     flags: list[str] = Field(default_factory=list)

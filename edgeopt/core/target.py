@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from edgeopt.core import machine, registry
 from edgeopt.core.checks import problems_of
@@ -16,6 +16,8 @@ from edgeopt.core.places import Document, read_yaml
 from edgeopt.core.protocols import Options
 
 Need = Literal["measured", "built", "bundled"]
+Scenario = Literal["latency", "throughput", "mlperf-singlestream", "mlperf-offline"]
+UNDER_LOAD = ("throughput", "mlperf-offline")  # scenarios in which what counts is how much is done at once
 
 
 class Target(Options):
@@ -28,9 +30,15 @@ class Target(Options):
     compile_on: Literal["host", "device"] = "host"
     threads: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(default="auto", description="auto: what the CPU quota allows")
     batch: int = Field(default=1, gt=0, description="samples per inference")
-    scenario: Literal["latency", "throughput"] = "latency"
+    scenario: Scenario = Field(default="latency", description="mlperf-…: the same, and MLPerf's LoadGen has its say after our own timing")
     int8: Literal["any", "u8s8", "s8s8"] = Field(default="any", description="INT8 flavours that are right and fast here")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the backend")
+
+    @model_validator(mode="after")
+    def _single(self) -> Target:
+        if self.scenario == "mlperf-singlestream" and self.batch != 1:
+            raise ValueError("mlperf-singlestream asks one sample at a time → batch: 1, or scenario: mlperf-offline")
+        return self
 
     @property
     def thread_count(self) -> int:

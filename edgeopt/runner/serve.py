@@ -30,7 +30,7 @@ from edgeopt.runner import RUNTIMES, Port, Problem, Session, check, frames
 
 Arrays = frames.Arrays
 Reply = tuple[dict[str, Any], Arrays]
-REQUESTS = ("open", "feeds", "first", "time", "flood", "infer", "facts", "profile", "usage", "close")
+REQUESTS = ("open", "feeds", "first", "time", "flood", "infer", "facts", "profile", "loadgen", "usage", "close")
 _PR_SET_PDEATHSIG = 1
 _INSTALLED_BY = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
 
@@ -144,6 +144,12 @@ class Child:
 
     def profile(self, arrays: Arrays) -> Reply:
         return {"layers": self._opened.profile(self._sets[0] if self._sets else _zeros(self._opened.inputs))}, {}
+
+    def loadgen(self, arrays: Arrays, scenario: str, batch: int, seconds: float, folder: str) -> Reply:
+        from edgeopt.runner import loadgen
+
+        found = loadgen.run(self._opened, self._feeds, batch, scenario, seconds, Path(folder))
+        return found, {"ours_ns": np.array(found.pop("ours_ns"), np.int64)}
 
     def usage(self, arrays: Arrays) -> Reply:
         spent = os.times()

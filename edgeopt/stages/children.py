@@ -20,6 +20,7 @@ from typing import IO, Any, BinaryIO, cast
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import ERRORS, EdgeoptError, MissingError, ResourceError, StepError, UsageError, from_json
 from edgeopt.core.plan import PlanTarget
+from edgeopt.core.target import UNDER_LOAD
 
 _KINDS = {"usage": UsageError, "missing": MissingError, "resource": ResourceError, "step": StepError}
 
@@ -158,7 +159,7 @@ class Child:
 
     def open(self, artifact: Artifact, used: PlanTarget) -> dict[str, Any]:
         """Open an artifact as its target wants it; the reply has load time and memory."""
-        throughput = used.target.scenario == "throughput"
+        throughput = used.target.scenario in UNDER_LOAD
         return self.ask(
             "open",
             path=str(artifact.path),

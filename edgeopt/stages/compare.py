@@ -23,6 +23,7 @@ from edgeopt.core.protocols import Score
 from edgeopt.core.recipe import PlugUse
 from edgeopt.core.report import Report, Row
 from edgeopt.core.session import Interval, ScoreValue
+from edgeopt.core.target import UNDER_LOAD
 from edgeopt.stages.numbers import number
 
 MEMORY_NOISE, MEMORY_NOISE_MB = 0.05, 2.0  # peaks of the same artifact in two processes differ by less
@@ -237,7 +238,7 @@ class _Comparing:
         """Latency; in the throughput scenario the rate."""
         target = self.new.targets.get(new.target)
         margin = max(self._noise(new.target), self.drift.get(new.target, 0.0))
-        if target is not None and target.scenario == "throughput":
+        if target is not None and target.scenario in UNDER_LOAD:
             return _times("throughput", "per s", old, new, _rate, margin)
         return _times("latency", "ms", old, new, _latency, margin)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgeopt.core.report import Row
 from edgeopt.stages import breakdown
 from edgeopt.stages.numbers import count, number
-from edgeopt.stages.words import Part, Words
+from edgeopt.stages.words import Part, Words, loadgen
 
 NOISY_PERCENT = 5.0  # an A/A difference that a reader must be told of
 
@@ -75,6 +75,8 @@ def _evidence(words: Words, row: Row) -> list[str]:
             f"{count(row.latency_ms.samples, 'timing')} in {count(row.latency_ms.blocks, 'block')}"
             + (f" of {count(row.latency_ms.rounds, 'round')}" if row.latency_ms.rounds else "")
         )
+    if row.mlperf and row.mlperf.valid:
+        found.append(loadgen(row))
     if target and target.noise_percent is not None:
         found.append(f"two copies of {words.report.reference} read {number(target.noise_percent, 1)} % apart")
     if row.scores:
@@ -87,6 +89,8 @@ def _evidence(words: Words, row: Row) -> list[str]:
 def _doubts(words: Words, row: Row) -> list[str]:
     doubts = [words.judged(gate) for gate in words.shortfalls(row)]
     doubts += [text for flag, text in zip(row.flags, words.flags(row), strict=True) if not flag.endswith("-than-reference")]
+    if row.mlperf and not row.mlperf.valid:
+        doubts.append(loadgen(row))
     base = words.report.reference
     if row.variant != base and row.speedup and row.speedup.verdict not in ("faster", "slower"):
         doubts.append(f"no gain in speed over {base} is proved")

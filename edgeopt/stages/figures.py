@@ -6,6 +6,7 @@ from typing import Any
 
 from edgeopt.core.profile import LayerTime
 from edgeopt.core.report import Row, TargetInfo
+from edgeopt.core.target import UNDER_LOAD
 from edgeopt.stages import breakdown
 from edgeopt.stages.numbers import megabytes, number
 from edgeopt.stages.profile import inference_ms
@@ -20,7 +21,7 @@ STRIPS = 80  # layers of a row's strip that are drawn one by one
 
 def figures(words: Words, target: TargetInfo, spreads: dict[str, Spread], layers: dict[str, list[LayerTime]]) -> dict[str, Any]:
     """The figures of one target."""
-    throughput = target.scenario == "throughput"
+    throughput = target.scenario in UNDER_LOAD
     rows = words.rows[target.name]
     first = [name for name in words.scores if any(name in row.scores for row in rows)]
     bars = {row.variant for row in words.foremost(target.name, BARS)}

@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeopt.core.profile import LayerTime
 from edgeopt.core.report import GateResult, Report, Row, TargetInfo
+from edgeopt.core.target import UNDER_LOAD
 from edgeopt.stages import breakdown, facts, profile
 from edgeopt.stages.decision import decide
 from edgeopt.stages.figures import LAYERED, LAYERS, figures
@@ -91,7 +92,7 @@ def _target(words: Words, target: TargetInfo, index: int, folder: Path | None) -
     rows = words.rows[target.name]
     demands = list(dict.fromkeys(words.wants(gate.gate) for row in rows for gate in words.gates(row)))
     measured_rows = [row for row in rows if row.latency_ms]
-    throughput = target.scenario == "throughput"
+    throughput = target.scenario in UNDER_LOAD
     spreads = spread(folder, target.session, [row.variant for row in words.foremost(target.name, SPREADS)]) if folder else {}
     layers = _layers(words, target, folder)
     return {

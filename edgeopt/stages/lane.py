@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import EdgeoptError
 from edgeopt.core.plan import PlanTarget
 from edgeopt.core.protocols import Sample, fixed_batch, stack
+from edgeopt.core.session import Mlperf
+from edgeopt.core.target import UNDER_LOAD
 from edgeopt.stages.children import Child, Template
 
 BLOCK_S = 0.03  # a lane's share of a block: long against clock and scheduler, short against drift
@@ -27,7 +30,7 @@ class Lane:
     def __init__(self, name: str, artifact: Artifact, used: PlanTarget) -> None:
         self.name, self.artifact, self.used = name, artifact, used
         self.batch = fixed_batch(artifact.signature) or used.target.batch
-        self.throughput = used.target.scenario == "throughput"
+        self.throughput = used.target.scenario in UNDER_LOAD
         self.child: Child | None = None
         self.runs = 1  # of a block
         self.last_ms = 0.0  # the last block's median
@@ -100,6 +103,20 @@ class Lane:
             return list(self._ask("profile")["layers"])
         except EdgeoptError:
             return []
+
+    def loadgen(self, seconds: float, folder: Path) -> Mlperf | None:
+        """LoadGen's verdict on a run of about so many seconds, where the scenario is MLPerf's; its logs are left in `folder`."""
+        scenario = self.used.target.scenario
+        if not scenario.startswith("mlperf"):
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        assert self.child
+        self.child.thaw()
+        found, arrays = self.child.ask("loadgen", scenario=scenario, batch=self.batch, seconds=seconds, folder=str(folder))
+        self.child.freeze()
+        told = {name: found[name] for name in Mlperf.model_fields if name in found}
+        ours = float(np.percentile(arrays["ours_ns"], 90)) / 1e6 if len(arrays["ours_ns"]) else None
+        return Mlperf(scenario=scenario, our_p90_ms=ours, **told)
 
     def turn(self) -> None:
         """One block, kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeopt.core.report import Report, Row, TargetInfo
+from edgeopt.core.target import UNDER_LOAD
 from edgeopt.stages import breakdown, changes, facts
 from edgeopt.stages.decision import decide
 from edgeopt.stages.gfm import code, escaped, grid
@@ -42,7 +43,7 @@ def _target(words: Words, target: TargetInfo) -> list[str]:
     rows = words.rows[target.name]
     parts = [f"## {escaped(target.name)}", escaped(words.title(target)) + "."]
     head = ["variant", "", "p50", "p90", "speed-up", "size", "peak memory", *map(escaped, words.scores)]
-    if target.scenario == "throughput":
+    if target.scenario in UNDER_LOAD:
         head.insert(4, "throughput")
     parts.append(grid(head, (_cells(words, row, target) for row in rows), head[2:]))
     gates = list(dict.fromkeys(words.wants(gate.gate) for row in rows for gate in words.gates(row)))
@@ -94,7 +95,7 @@ def _cells(words: Words, row: Row, target: TargetInfo) -> list[str]:
         f"{number(row.peak_rss_mb)} MB" if row.peak_rss_mb is not None else NONE,
         *(words.of(row, name, ci=True) for name in words.scores),
     ]
-    if target.scenario == "throughput":
+    if target.scenario in UNDER_LOAD:
         cells.insert(4, measured(row.throughput_per_s, row.throughput_ci95, "per s"))
     return cells
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core.profile import PRECISIONS, Island, Kind, LayerTime, Peaks, Profile, Roofline
+from edgeopt.core.target import UNDER_LOAD
 from edgeopt.stages.work import Work, bare, found
 
 FILE = "profile.json"
@@ -56,7 +57,7 @@ def profile(
 
 def inference_ms(row: Any, scenario: str, batch: int) -> float | None:
     """Milliseconds that one inference takes of a variant's time: its p50, or under load what each costs."""
-    if scenario == "throughput" and row.throughput_per_s:
+    if scenario in UNDER_LOAD and row.throughput_per_s:
         return float(1000 * batch / row.throughput_per_s)
     return row.latency_ms.p50 if row.latency_ms else None
 

@@ -14,6 +14,7 @@ from edgeopt.core.gate import Gate
 from edgeopt.core.plan import Plan, PlanTarget
 from edgeopt.core.report import ArtifactInfo, GateResult, RecipeInfo, Report, Row, TargetInfo
 from edgeopt.core.session import Measured, Session
+from edgeopt.core.target import UNDER_LOAD
 from edgeopt.stages import compare, gates, html, junit, markdown
 from edgeopt.stages.build import Build, BuildRow, artifact_of
 from edgeopt.stages.measure import sessions_of
@@ -211,7 +212,7 @@ def _point(row: Row, used: PlanTarget) -> tuple[float, float]:
     assert row.latency_ms
     first = next(iter(row.scores.values()), None)
     loss = 0.0 if first is None else (-first.value if first.higher_is_better else first.value)
-    cost = 1 / row.throughput_per_s if used.target.scenario == "throughput" and row.throughput_per_s else row.latency_ms.p50
+    cost = 1 / row.throughput_per_s if used.target.scenario in UNDER_LOAD and row.throughput_per_s else row.latency_ms.p50
     return cost, loss
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgeopt.core.comparison import Comparison
 from edgeopt.core.report import Report, Row
+from edgeopt.core.target import UNDER_LOAD
 from edgeopt.stages import facts
 from edgeopt.stages.decision import Decision, decide
 from edgeopt.stages.figures import short
@@ -55,7 +56,7 @@ def _planes(old: Words, new: Words) -> tuple[list[dict[str, Any]], list[dict[str
         pairs = [pair for pair in pairs if name and all(row.latency_ms and name in row.scores for row in pair)]
         if not pairs or name is None:
             continue
-        throughput = target.scenario == "throughput"
+        throughput = target.scenario in UNDER_LOAD
         cells = [
             [
                 one.variant,

@@ -36,6 +36,7 @@ TWIN = "reference again"  # the second copy of the reference: the A/A pair
 ROUNDS = 8  # that the time is dealt out for: Student's factor is 2.4 then, of 4 rounds it would be 3.2
 LEAST, FEWEST, MOST = 6, 3, 40  # rounds however precise they are; however late it is; however much time there is
 MOST_BLOCKS = 12  # of a round
+LOADGEN_S = 1.0  # a variant's run of MLPerf's LoadGen at least; half of the budget is dealt out to all
 MEMORY = 0.6  # share of the machine's memory that all variants may take together
 
 
@@ -72,7 +73,7 @@ def time(
         session = _Rounds(plan, lanes, samples, exits.enter_context(Template(used.target.backend, log)), progress)
         exits.callback(session.close)
         session.run()
-        facts = {lane.name: session.facts(lane, layers) for lane in session.here() if lane.name != TWIN}
+        facts = {lane.name: session.facts(lane, layers, scratch) for lane in session.here() if lane.name != TWIN}
     result = Timed(errors={name: error for name, error in session.errors.items() if name != TWIN})
     sound = [lane for lane in session.here() if lane.name == TWIN or lane.name in facts]
     result.batch = lanes[-1].batch if lanes else used.target.batch
@@ -179,15 +180,17 @@ class _Rounds:
             self.errors[lane.name] = error
             lane.close()
 
-    def facts(self, lane: Lane, layers: bool) -> dict[str, Any]:
-        """What the runtime executed, and with `layers` its own times of them, after all that we time."""
+    def facts(self, lane: Lane, layers: bool, scratch: Path) -> dict[str, Any]:
+        """After all that we time: what the runtime executed, LoadGen's verdict, and with `layers` the runtime's own times of them."""
         found: dict[str, Any] = {}
 
         def ask() -> None:
             if lane.child is None:
                 lane.open(self.template, self.samples)
                 lane.forget()
-            found.update(lane.facts(), profiled=lane.profile() if layers else [])
+            seconds = max(LOADGEN_S, self.plan.measure.budget_s / 2 / len(self.lanes))
+            found.update(lane.facts(), mlperf=lane.loadgen(seconds, scratch / "loadgen" / lane.name))
+            found["profiled"] = lane.profile() if layers else []
             if self.one_at_a_time:
                 lane.close()
 
@@ -237,6 +240,7 @@ def _row(lane: Lane, facts: dict[str, Any], reference: list[Any] | None, noise: 
         precision=facts["precision"],
         layers=facts.get("layers"),
         runtime=facts.get("runtime"),
+        mlperf=facts["mlperf"],
         flags=["slower-than-reference"] if speedup and speedup.verdict == "slower" else [],
     )
 

@@ -13,6 +13,7 @@ from edgeopt.core.plan import Plan, Step
 from edgeopt.core.protocols import Candidate, Score
 from edgeopt.core.recipe import Measuring
 from edgeopt.core.store import Store
+from edgeopt.core.target import UNDER_LOAD
 
 PRECISION_PERCENT = 0.5
 
@@ -60,7 +61,7 @@ def measure(
         times = {}
         for name, row in found.rows.items():
             assert row.latency_ms
-            rate = row.throughput_per_s if used.target.scenario == "throughput" else None
+            rate = row.throughput_per_s if used.target.scenario in UNDER_LOAD else None
             times[name] = 1000 * found.batch / rate if rate else row.latency_ms.p50
         return times
 

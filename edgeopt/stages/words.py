@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeopt.core.report import FLAGS, GateResult, Report, Row, TargetInfo
 from edgeopt.core.session import Interval, ScoreValue
+from edgeopt.core.target import UNDER_LOAD
 from edgeopt.stages import gates
 from edgeopt.stages.numbers import NONE, count, decimals, factor, interval, measured, number, plain
 
@@ -46,6 +47,18 @@ class Part:
     good: bool | None
 
 
+def loadgen(row: Row) -> str:
+    """LoadGen's verdict in a clause; empty where it has none."""
+    one = row.mlperf
+    if one is None:
+        return ""
+    verdict = "valid" if one.valid else "INVALID" + (f", not met: {', '.join(one.missed)}" if one.missed else "")
+    figure = f"p90 {number(one.p90_ms)} ms" if one.p90_ms is not None else f"{number(one.samples_per_s)} samples per s"
+    queries = f"{one.queries:,} {'query' if one.queries == 1 else 'queries'}"
+    length = f"at least {number(one.min_duration_s)} s, where an official run takes 600"
+    return f"LoadGen {one.scenario.removeprefix('mlperf-')} {verdict}: {figure}, {queries} in {length}"
+
+
 class Words:
     """The sentences of one report."""
 
@@ -70,7 +83,7 @@ class Words:
         }
         self._reference = {row.target: row for row in report.rows if row.variant == report.reference}
         self._picked = {row.target: row for row in report.rows if row.picked}
-        self._by_rate = {target.name for target in report.targets if target.scenario == "throughput"}
+        self._by_rate = {target.name for target in report.targets if target.scenario in UNDER_LOAD}
 
     def gates(self, row: Row) -> list[GateResult]:
         """The gates judged on a row."""
@@ -247,7 +260,7 @@ class Words:
                 reasons.append("the reference: it is here to be compared with")
             else:
                 reasons.append(row.reason or "does not qualify")
-        return reasons
+        return reasons + ([loadgen(row)] if row.mlperf else [])
 
     def shortfalls(self, row: Row) -> list[GateResult]:
         """The gates that a row does not pass, failures first, but for those open because it never ran."""

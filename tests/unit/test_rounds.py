@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import json
 import os
 import signal
 import time as clock
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reports
 import small_onnx as small
 
 import edgeopt
@@ -21,19 +24,28 @@ from edgeopt.core.errors import StepError
 from edgeopt.core.plan import Plan
 from edgeopt.core.protocols import Sample
 from edgeopt.core.recipe import Measuring, load
+from edgeopt.core.session import Mlperf
 from edgeopt.formats.onnx import Onnx
-from edgeopt.stages import timing
+from edgeopt.runner import loadgen
+from edgeopt.stages import timing, words
 from edgeopt.stages.children import Child, Template
 from edgeopt.stages.conditions import Conditions
 
 pytestmark = pytest.mark.skipif(bool(why := registry.load("backends", "onnxruntime")().probe()), reason=why or "-")
+official = pytest.mark.skipif(
+    not importlib.util.find_spec("mlperf_loadgen"), reason="MLPerf's LoadGen is not here: pip install 'edgeopt[mlperf]'"
+)
 RECIPE = """\
 edgeopt: 1
 name: rounds
 model: {onnx: model.onnx}
 data: {evaluate: {random: normal, samples: 4}}
 variants: {fp32: []}
-targets: [x86-onnxruntime, {extends: x86-onnxruntime, name: loaded, scenario: throughput}]
+targets:
+  - x86-onnxruntime
+  - {extends: x86-onnxruntime, name: loaded, scenario: throughput}
+  - {extends: x86-onnxruntime, name: single, scenario: mlperf-singlestream}
+  - {extends: x86-onnxruntime, name: offline, scenario: mlperf-offline}
 """
 
 
@@ -119,6 +131,44 @@ def test_a_variant_whose_process_dies_leaves_and_the_others_go_on(
     monkeypatch.setattr(timing.Lane, "turn", dying)
     found = timed(plan, tmp_path, {"a": model, "b": model, "c": model})
     assert set(found.errors) == {"b"} and "SIGKILL" in str(found.errors["b"]) and set(found.rows) == {"a", "c"}
+
+
+# ---- MLPerf's LoadGen
+
+
+@official
+def test_loadgen_judges_a_single_stream_and_reads_the_same_p90(plan: Plan, model: Artifact, tmp_path: Path) -> None:
+    """Of the same queries, our clock and LoadGen's detail log agree; ours stands inside LoadGen's, by microseconds."""
+    found = timed(plan, tmp_path, {"a": model}, "single")
+    assert not found.errors
+    told = found.rows["a"].mlperf
+    assert told and told.valid and not told.missed and told.queries >= 64 and told.scenario == "mlperf-singlestream"
+    assert told.p90_ms and told.our_p90_ms and told.samples_per_s is None and told.min_duration_s >= 1
+    assert told.our_p90_ms == pytest.approx(told.p90_ms, rel=0.03, abs=0.02)
+    assert (tmp_path / "loadgen" / "a" / "mlperf_log_detail.txt").is_file()
+
+
+@official
+def test_loadgen_offline_keeps_all_slots_busy(plan: Plan, model: Artifact, tmp_path: Path) -> None:
+    row = timed(plan, tmp_path, {"a": model}, "offline").rows["a"]
+    assert row.mlperf and row.mlperf.samples_per_s and row.mlperf.p90_ms is None and row.throughput_per_s
+    assert row.mlperf.valid or row.mlperf.missed
+
+
+def test_a_run_that_loadgen_calls_invalid_is_said_to_be_so(tmp_path: Path) -> None:
+    told = {"result_validity": "INVALID", "result_min_duration_met": True, "result_min_queries_met": False, "early_stopping_met": False}
+    told |= {"result_query_count": 12, "result_90.00_percentile_latency_ns": 2_500_000, "effective_min_duration_ms": 1000}
+    lines = [f":::MLLOG {json.dumps({'key': key, 'value': value})}" for key, value in told.items()]
+    (tmp_path / "mlperf_log_detail.txt").write_text("\n".join(lines))
+    found = loadgen.read(tmp_path, single=True)
+    assert (found["valid"], found["missed"], found["p90_ms"]) == (False, ["minimum of queries", "early stopping"], 2.5)
+    some = next(one for one in reports.plain().rows if one.picked)
+    mlperf = Mlperf(scenario="mlperf-singlestream", our_p90_ms=2.4, version="5.1", **found)
+    row = some.model_copy(update={"mlperf": mlperf})
+    words = words.Words(reports.plain())
+    assert words.mlperf(row).startswith(
+        "LoadGen singlestream INVALID, not met: minimum of queries, early stopping: p90 2.50 ms, 12 queries"
+    )
 
 
 # ---- the template
