@@ -165,10 +165,9 @@ def test_a_run_that_loadgen_calls_invalid_is_said_to_be_so(tmp_path: Path) -> No
     some = next(one for one in reports.plain().rows if one.picked)
     mlperf = Mlperf(scenario="mlperf-singlestream", our_p90_ms=2.4, version="5.1", **found)
     row = some.model_copy(update={"mlperf": mlperf})
-    words = words.Words(reports.plain())
-    assert words.mlperf(row).startswith(
-        "LoadGen singlestream INVALID, not met: minimum of queries, early stopping: p90 2.50 ms, 12 queries"
-    )
+    told_so = "LoadGen singlestream INVALID, not met: minimum of queries, early stopping: p90 2.50 ms, 12 queries in at least 1"
+    assert words.loadgen(row).startswith(told_so)
+    assert words.Words(reports.plain()).why_not(row.model_copy(update={"picked": False}))[-1].startswith(told_so)
 
 
 # ---- the template
