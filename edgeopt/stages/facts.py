@@ -38,6 +38,7 @@ _CONDITIONS = {
     "celsius_max": "warmest (°C)",
     "throttled": "throttle events",
     "steal_percent": "stolen by other machines (%)",
+    "gpu": "GPU right after",
     "blocks": "blocks",
     "blocks_disturbed": "blocks disturbed by",
     "rounds": "rounds, each in new processes",

@@ -82,6 +82,7 @@ def time(
         "rounds": len(sound[0].rounds) if sound else 0,
         "idle_cpu_percent_max": round(100 * max((lane.idle_cpu_s for lane in sound), default=0.0), 2),
         "one_at_a_time": session.one_at_a_time,
+        "gpu": next((one["conditions"] for one in facts.values() if one.get("conditions")), None),
     }
     noise, reference = _reference(sound, plan.reference)
     result.noise_percent = None if noise is None else round(100 * noise, 3)

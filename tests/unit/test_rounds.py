@@ -133,6 +133,18 @@ def test_a_variant_whose_process_dies_leaves_and_the_others_go_on(
     assert set(found.errors) == {"b"} and "SIGKILL" in str(found.errors["b"]) and set(found.rows) == {"a", "c"}
 
 
+def test_a_container_is_told_by_what_it_leaves_in_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"/proc/1/cgroup": "0::/kubepods.slice/pod1"}
+    monkeypatch.setattr(machine, "_text", lambda path: held.get(path, ""))
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    monkeypatch.delenv("container", raising=False)
+    assert machine.container() == "kubepods"
+    held["/run/systemd/container"] = "lxc"
+    assert machine.container() == "lxc"
+    held.clear()
+    assert machine.container() is None
+
+
 # ---- MLPerf's LoadGen
 
 
