@@ -191,6 +191,18 @@ def transposed_in_groups(opset=17):
     return model(made, [value("x", ["N", 3, 8, 8])], [value("y", ["N", 6, 12, 12])], weights, opset)
 
 
+def to_a_mask(opset=17):
+    """Down and up again to one channel through a sigmoid: how text detectors and segmenters end. Six channels between."""
+    made = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="down", strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("ConvTranspose", ["r", "t", "b"], ["u"], name="up", strides=[2, 2]),
+        helper.make_node("Sigmoid", ["u"], ["y"], name="mask"),
+    ]
+    weights = [weight("w", 6, 3, 3, 3), weight("t", 6, 1, 2, 2, seed=1), weight("b", 1, seed=2)]
+    return model(made, [value("x", ["N", 3, 8, 8])], [value("y", ["N", 1, 8, 8])], weights, opset)
+
+
 def sparse(opset=17):
     """A weight stored sparse, by places in the flat tensor."""
     made = model([helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], [value("x", ["N", 8])], [value("y", ["N", 4])], (), opset)

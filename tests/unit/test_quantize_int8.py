@@ -418,3 +418,9 @@ def test_transposed_convolutions_in_groups_stay_float_in_onnxruntime(tmp_path):
 def test_a_model_that_is_quantized_as_it_runs_is_quantized_already(tmp_path):
     with pytest.raises(StepError, match="quantized already"):
         quantize(tmp_path, imported(tmp_path, small.integers_inside()), X86)
+
+
+def test_a_kernel_that_computes_nonsense_is_not_given_the_layer(tmp_path):
+    made = prepared(tmp_path, small.to_a_mask(), OPENVINO)
+    path, notes = quantize(tmp_path, made, OPENVINO)
+    assert notes["quantized_layers"]["Convolution"] == 1 and decibels(made, path) > 25
