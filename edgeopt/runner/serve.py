@@ -35,9 +35,9 @@ _PR_SET_PDEATHSIG = 1
 _INSTALLED_BY = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
 
 
-def serve() -> None:
-    """Answer requests until `close` or the end of stdin."""
-    die_with_parent()
+def serve(parent: int | None = None) -> None:
+    """Answer requests until `close` or the end of stdin. `parent` is the process that this one was forked of."""
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -54,10 +54,10 @@ def serve() -> None:
     os._exit(0)  # the exit handlers of the runtimes may hang or crash, and nothing here needs them
 
 
-def die_with_parent() -> None:
-    """Have the system kill this process when its parent ends."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the system kill this process when its parent ends; it ends at once where that one is gone already."""
     if sys.platform == "linux":
-        parent = os.getppid()
+        parent = parent or os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(0)

@@ -34,6 +34,7 @@ def run(runtime: str, descriptor: int) -> None:
         with contextlib.suppress(Problem):  # the child meets it again, and can tell it
             serve.runtime_of(runtime)
     gc.freeze()
+    own = os.getpid()
     with socket.socket(fileno=descriptor) as control:
         while True:
             message, descriptors, _, _ = socket.recv_fds(control, _MOST, 3)
@@ -43,7 +44,7 @@ def run(runtime: str, descriptor: int) -> None:
             if do == "fork":
                 child = os.fork()
                 if child == 0:
-                    _become(control, descriptors)
+                    _become(control, descriptors, own)
                 for one in descriptors:
                     os.close(one)
                 control.send(json.dumps({"pid": child}).encode())
@@ -52,7 +53,7 @@ def run(runtime: str, descriptor: int) -> None:
                 control.send(json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode())
 
 
-def _become(control: socket.socket, descriptors: list[int]) -> None:
+def _become(control: socket.socket, descriptors: list[int], parent: int) -> None:
     """Turn the forked process into a serving child; never returns."""
     os.setsid()
     control.close()
@@ -61,5 +62,5 @@ def _become(control: socket.socket, descriptors: list[int]) -> None:
         os.close(descriptor)
     chance = random.SystemRandom()
     moved = bytes(chance.randrange(_HEAP)), mmap.mmap(-1, mmap.PAGESIZE * chance.randint(1, _PAGES))
-    serve.serve()
+    serve.serve(parent)
     del moved  # held until here: it is what moves the rest

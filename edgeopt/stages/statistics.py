@@ -15,6 +15,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 # Samples that a percentile needs before it may be told: MLPerf's early stopping at confidence .99.
 NEEDED = {50.0: 2, 90.0: 64, 95.0: 130, 99.0: 662, 99.9: 6636}
 RESAMPLES = 1000
+TRIMMED = 0.15  # share of the rounds that is cut off at each end
 
 
 def percentile(samples: Array, at: float) -> float | None:
@@ -36,11 +37,23 @@ def percentile_interval(samples: Array, at: float) -> Interval | None:
 
 
 def interval(values: Array) -> tuple[float, Interval]:
-    """Mean and Student's interval of one figure per round; unbounded for a single one."""
-    count, mean = len(values), float(values.mean())
+    """Trimmed mean and its interval of one figure per round; unbounded for a single one.
+
+    A round in which something else had the processor may be off by a multiple of what is measured, and
+    Student's interval of the plain mean would drown in it. From 7 rounds on the outermost ones are cut
+    off at both ends (TRIMMED), and the spread is that of the rest with the cut ones drawn in
+    (Tukey and McLaughlin, Sankhya A 25, 1963). With fewer it is Student's.
+    """
+    count = len(values)
+    cut = int(TRIMMED * count)
+    kept = count - 2 * cut
+    ordered = np.sort(values)
+    mean = float(ordered[cut : count - cut].mean())
     if count < 2:
         return mean, (-np.inf, np.inf)
-    half = float(special.stdtrit(count - 1, 0.975)) * float(values.std(ddof=1)) / np.sqrt(count)
+    drawn_in = np.clip(ordered, ordered[cut], ordered[count - 1 - cut])
+    error = float(drawn_in.std(ddof=1)) * np.sqrt((count - 1) / (kept * (kept - 1)))
+    half = float(special.stdtrit(kept - 1, 0.975)) * error
     return mean, (mean - half, mean + half)
 
 

@@ -66,6 +66,21 @@ def test_intervals_hold_the_truth_though_every_process_has_an_offset_of_its_own(
     assert 0.92 <= held / 400 <= 0.98
 
 
+def test_one_disturbed_round_neither_moves_nor_hides_what_the_others_show() -> None:
+    calm = np.array([0.021, 0.018, 0.02, 0.019, 0.022, 0.02, 0.021, 0.019])
+    spoilt = np.append(calm[:-1], 0.4)
+    mean, (low, high) = statistics.interval(spoilt)
+    assert mean == pytest.approx(0.02, abs=0.001) and 0.015 < low < 0.02 < high < 0.025
+    wanted = stats.mstats.trimmed_mean_ci(spoilt, limits=(0.125, 0.125), alpha=0.05)
+    assert (low, high) == pytest.approx(tuple(wanted), rel=0.02)
+
+
+def test_few_rounds_have_students_interval() -> None:
+    values = np.array([0.01, 0.03, 0.02, 0.05])
+    wanted = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert statistics.interval(values)[1] == pytest.approx(wanted)
+
+
 def test_blocks_of_one_process_are_no_evidence_about_the_next() -> None:
     """However many blocks there are, the interval is that of the rounds."""
     few, many = ([np.full(count, level) for level in (0.0, 0.02, 0.01)] for count in (2, 200))
