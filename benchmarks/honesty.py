@@ -45,7 +45,7 @@ WIDTH, ROWS = 96, 64  # one layer: 64 rows through 96 × 96 weights, which stay 
 BASE = 100  # layers of the reference
 # A session holds the reference and a variant of each: layers of the variant, verdict that is right, how many of 200 must be right.
 TRIALS = {"A/A": (100, "indistinguishable", 184), "5 %": (105, "slower", 184), "2 %": (102, "slower", 150)}
-TRIAL_S = 4.3  # a trial's share of a session's budget; at most 5 s with all that is around it
+TRIAL_S = 4.0  # a trial's share of a session's budget; at most 5 s with all that is around it
 TOOLS = {"onnxruntime": "a bare onnxruntime loop", "openvino": "OpenVINO's benchmark_app"}
 SIZES = {"under 1 ms": 30, "over 5 ms": 600}  # layers
 RECIPE = """\
@@ -331,7 +331,7 @@ def main() -> Iterator[bool]:
     counts = (
         {"trials": 3, "traces": 500, "pairs": 300, "tools": 1, "cost": 2000}
         if given.quick
-        else {"trials": 200, "traces": 2000, "pairs": 3000, "tools": 7, "cost": 20000}
+        else {"trials": 200, "traces": 2000, "pairs": 2000, "tools": 5, "cost": 20000}
     )
     counts["trials"] = given.trials or counts["trials"]
     facts = machine.fingerprint()
