@@ -178,3 +178,24 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+def test_what_a_target_cannot_run_is_unavailable_and_the_others_are_scored_against_it(tmp_path: Path, own_store: Path) -> None:
+    """Turing multiplies no FP32 matrices in TensorRT for RTX: the reference has no engine there, and still stands behind the scores."""
+    recipe = walks.RECIPE.replace('["null"]', "[{rtx-turing: {need: built}}]").replace(
+        "  fp32: []\n", "  fp32: []\n  fp16: [cast-fp16]\n  int8-fp16: [quantize-int8, cast-fp16]\n"
+    )
+    report = edgeopt.run(walks.write(tmp_path / "r", recipe), tmp_path / "out")
+    assert report.exit_code == 0, report.exit_reasons
+    rows = {row.variant: row for row in report.rows}
+    assert rows["fp32"].status == "unavailable" and "Turing has no kernel" in (rows["fp32"].reason or "")
+    assert rows["fp32"].artifact is None and rows["fp32"].scores["agreement"].value == 1.0
+    for variant, least in (("fp16", 40.0), ("int8-fp16", 15.0)):
+        assert rows[variant].status == "built" and rows[variant].scores["sqnr"].value > least
+        assert "scored-on-cpu" in rows[variant].flags
+
+
+def test_a_need_is_not_met_by_what_a_target_cannot_run(tmp_path: Path, own_store: Path) -> None:
+    recipe = walks.write(tmp_path / "r", walks.RECIPE.replace('["null"]', "[{rtx-turing: {need: built}}]"))
+    report = edgeopt.run(recipe, tmp_path / "out")
+    assert report.exit_code == 5 and "rtx-turing was to be built" in report.exit_reasons[0]

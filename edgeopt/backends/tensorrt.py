@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from edgeopt.backends import tensorrt_check, tensorrt_profiles
 from edgeopt.core import digest
 from edgeopt.core.artifact import Artifact, TensorSpec
-from edgeopt.core.errors import EdgeoptError, MissingError, ResourceError, StepError, UsageError
+from edgeopt.core.errors import EdgeoptError, MissingError, ResourceError, StepError, UnfitError, UsageError
 from edgeopt.core.protocols import Backend, Context, Finding, Options
 from edgeopt.core.store import default_root
 
@@ -152,7 +152,8 @@ def _refuse(verdict: list[Finding]) -> None:
     wrong = [one for one in verdict if one.level == "error"]
     if wrong:
         first, more = wrong[0], f" (and {len(wrong) - 1} more errors)" if len(wrong) > 1 else ""
-        raise StepError(f"'{first.node}': {first.cause}{more} [checker, layer {first.layer}]", remedy=first.remedy)
+        kind = UnfitError if all(one.unfit for one in wrong) else StepError
+        raise kind(f"'{first.node}': {first.cause}{more} [checker, layer {first.layer}]", remedy=first.remedy)
 
 
 def _build(model: Artifact, plan: dict[str, Any], options: TensorrtOptions, ctx: Context) -> Path:

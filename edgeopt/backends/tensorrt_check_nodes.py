@@ -134,10 +134,11 @@ def _gpus(scope: Scope, node: NodeProto, capabilities: list[float], rtx: bool) -
     for kind in kinds:
         if least < _SINCE.get(kind, 0.0) and node.op_type != "Constant":
             cause = f"{type_name(kind)} runs from compute capability {_SINCE[kind]} on, the target has {least}"
-            yield Finding("A", "error", scope.name(node), cause, "use cast-fp16 instead" if kind == BF16 else S8)
+            yield Finding("A", "error", scope.name(node), cause, "use cast-fp16 instead" if kind == BF16 else S8, unfit=True)
             return
     if rtx and least < 8.0 and node.op_type in _MATRIX and FLOAT in kinds:
-        yield Finding("A", "error", scope.name(node), f"{node.op_type} multiplies FP32 matrices, and Turing has no kernel for it", _HALF)
+        cause = f"{node.op_type} multiplies FP32 matrices, and Turing has no kernel for it"
+        yield Finding("A", "error", scope.name(node), cause, _HALF, unfit=True)
 
 
 def _recurrent(model: ModelProto, known: Mapping[str, tensorrt_profiles.Range]) -> Iterator[Finding]:

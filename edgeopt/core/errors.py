@@ -4,6 +4,7 @@
     ├── UsageError        2   recipe, arguments or input data are wrong
     ├── IncomparableError 4   two runs that were measured differently
     ├── MissingError      5   a package, target or device that is needed is not here
+    │   └── UnfitError        a target can never run this model: its row is `unavailable`, not failed
     ├── UntrustedError    6   pickle, path escape, YAML bomb, bad signature
     ├── ResourceError     7   out of disk or memory
     ├── StepError         8   a pass or compile failed, NaN in outputs, parity broken
@@ -108,6 +109,10 @@ class MissingError(EdgeoptError):
     exit_code = EXIT_MISSING
 
 
+class UnfitError(MissingError):
+    """The target's hardware lacks what the model asks for: nothing broke, and other rows go on."""
+
+
 class UntrustedError(EdgeoptError):
     exit_code = EXIT_UNTRUSTED
 
@@ -126,7 +131,8 @@ class Cancelled(EdgeoptError):
         self.exit_code = exit_code
 
 
-ERRORS: dict[str, type[EdgeoptError]] = {cls.__name__: cls for cls in (UsageError, MissingError, UntrustedError, ResourceError, StepError)}
+_ACROSS = (UsageError, MissingError, UnfitError, UntrustedError, ResourceError, StepError)
+ERRORS: dict[str, type[EdgeoptError]] = {cls.__name__: cls for cls in _ACROSS}
 
 
 def from_json(record: dict[str, Any]) -> EdgeoptError:

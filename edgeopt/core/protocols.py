@@ -275,7 +275,8 @@ Level = Literal["error", "warning"]
 class Finding:
     """Why a model would not build for a target, or would run wrongly: at which node, and what mends it.
 
-    Layer A was read off the model, B was said by a parser, C by a build.
+    Layer A was read off the model, B was said by a parser, C by a build. `unfit`: the target's hardware lacks
+    what the node needs; the model is sound and may run elsewhere.
     """
 
     layer: Literal["A", "B", "C"]
@@ -283,6 +284,7 @@ class Finding:
     node: str
     cause: str
     remedy: str
+    unfit: bool = False
 
 
 class Backend:

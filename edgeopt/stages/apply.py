@@ -25,6 +25,9 @@ MAX_DB = 150.0
 # A compile must not change the function: below this SQNR something is broken. bf16 keeps 8 bits of mantissa; 8-bit numbers
 # are rounded by each runtime in its own way, which a deep model amplifies as it does the quantization itself.
 COMPILE_DB = {"f32": 25.0, "bf16": 10.0, "int8": 10.0}
+# Behind quantization a step may round anew what was rounded: that doubles the noise (3 dB); 1 dB is left to chance on few samples.
+ADDED_DB = 4.0
+_KEEP = "leave the pass out, or keep the layers that it breaks (`edgeopt inspect` shows them)"
 _ANEW = "the import changed what the model computes: export the model anew, at opset 17 or later"
 
 
@@ -156,18 +159,29 @@ def _check_parity(plan: Plan, step: Step, store: Store, before: Artifact | None,
         old, refused = (_outputs(before, feeds), None) if before else _original(plan, step, feeds)
     except Exception as error:  # a model that does not run is a failed step, whatever the runtime raises
         raise from_exception(error, f"{step.plug}: running its result") from error
-    tolerance = _tolerance(step, before, after)
-    record = _compare(step, old, new, after.signature.outputs) | {"samples": len(old), "tolerance_db": tolerance, "not_compared": refused}
+    origin, outputs = _float(plan, step, store, before), after.signature.outputs
+    tolerance = _tolerance(step, None if origin else before, after)
+    record = _compare(step, old, new, outputs) | {"samples": len(old), "tolerance_db": tolerance, "not_compared": refused, "float_db": None}
     if record["not_finite"]:
         raise StepError(
             f"{step.plug}: NaN or infinity in output '{record['not_finite']}'",
             remedy="leave the pass out, or keep the overflowing nodes in float" if before else _ANEW,
         )
     if tolerance is not None and record["sqnr_db"] is not None and record["sqnr_db"] < tolerance:
-        raise StepError(
-            f"{step.plug}: parity is broken: outputs agree to {record['sqnr_db']:.1f} dB SQNR only, {tolerance:.0f} dB is the least",
-            remedy="leave the pass out, or keep the layers that it breaks (`edgeopt inspect` shows them)" if before else _ANEW,
-        )
+        if origin is None:
+            raise StepError(
+                f"{step.plug}: parity is broken: outputs agree to {record['sqnr_db']:.1f} dB SQNR only, {tolerance:.0f} dB is the least",
+                remedy=_KEEP if before else _ANEW,
+            )
+        plain = _outputs(origin, feeds)
+        had, has = (_compare(step, plain, one, outputs)["sqnr_db"] for one in (old, new))
+        if had is not None and has is not None and has < had - ADDED_DB:
+            raise StepError(
+                f"{step.plug}: parity is broken: it takes what quantization left from {had:.1f} to {has:.1f} dB SQNR against the float "
+                f"model, and {ADDED_DB:.0f} dB is the most that it may cost",
+                remedy=_KEEP,
+            )
+        record |= {"tolerance_db": None, "float_db": [had, has]}
     with store.scratch() as folder:
         (folder / "parity.json").write_text(json.dumps(record))
         store.put("parities", keys.parity(plan, step), folder)
@@ -183,6 +197,17 @@ def _tolerance(step: Step, before: Artifact | None, after: Artifact) -> float | 
             return None
         least = cls.tolerance_db
     return min(least, COMPILE_DB["int8"]) if before and _format(before.format).rounds(before.path) else least
+
+
+def _float(plan: Plan, step: Step, store: Store, before: Artifact | None) -> Artifact | None:
+    """Behind quantization, the last model before it: what a step adds to the noise is seen only against that one."""
+    if before is None or step.kind == "compile" or not _format(before.format).rounds(before.path):
+        return None
+    for key in reversed(chain(plan, step.key)[:-2]):
+        found = load(store, key)
+        if found is not None and not _format(found.format).rounds(found.path):
+            return found
+    return None
 
 
 def _outputs(artifact: Artifact, feeds: list[dict[str, Any]], compiled: bool = False) -> list[dict[str, Any]]:

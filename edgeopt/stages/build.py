@@ -12,7 +12,7 @@ from pydantic import Field
 
 from edgeopt.core import digest, registry
 from edgeopt.core.artifact import RECORD, Artifact
-from edgeopt.core.errors import EXIT_MISSING, EXIT_OK, EdgeoptError, UsageError
+from edgeopt.core.errors import EXIT_MISSING, EXIT_OK, EdgeoptError, UnfitError, UsageError
 from edgeopt.core.plan import Plan, PlanRow
 from edgeopt.core.progress import Progress
 from edgeopt.core.protocols import Options
@@ -112,7 +112,11 @@ class _Builder:
             artifact = Artifact.read(self.store.path("artifacts", row.artifact))
             place = self._take(artifact, self.folder / "artifacts" / row.target / row.variant)
             if backend.can_measure(fields) or self.plan.target_of(row.target).need != "measured":
-                self._take(Artifact.read(self.store.path("artifacts", row.steps[-2])), stand_in.place(self.folder, row))
+                self._take_source(row)
+        except UnfitError as error:
+            if row.variant == self.plan.reference:  # what the target's other rows are scored against
+                self._take_source(row)
+            return BuildRow(**base, status="unavailable", reason=str(error))
         except EdgeoptError as error:
             return BuildRow(**base, status="failed", reason=str(error), exit_code=error.exit_code)
         history = [self._told(event) for event in artifact.history]
@@ -125,6 +129,10 @@ class _Builder:
             cached=all(steps),
             history=history,
         )
+
+    def _take_source(self, row: PlanRow) -> None:
+        """Copy what went into a row's compile, to be scored in its place."""
+        self._take(Artifact.read(self.store.path("artifacts", row.steps[-2])), stand_in.place(self.folder, row))
 
     def _step(self, key: str, label: str, *, parity: bool = True) -> bool:
         """Make sure that a step's result is in the store, and its parity record; True when the result already was."""

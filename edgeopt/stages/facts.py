@@ -130,6 +130,9 @@ def parity(step: StepInfo) -> str:
         return f"not compared: {reason}" if reason else ""
     wanted, largest = found.get("tolerance_db"), found.get("max_abs")
     agreed += f", at least {number(wanted, 0)} dB asked" if wanted is not None else ""
+    if found.get("float_db"):
+        had, has = (number(one, 1) for one in found["float_db"])
+        agreed += f", and against the float model {has} dB where it was {had} dB"
     agreed += f"; largest difference {number(largest)}" if largest else ""
     return agreed + (f" over {count(found['samples'], 'sample')}" if found.get("samples") else "")
 

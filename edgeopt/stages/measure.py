@@ -46,7 +46,9 @@ def measure(
                 continue
             if elsewhere:  # the scores are those of what went into the compiler, on the CPU
                 artifacts = {
-                    row.variant: stand_in.source(folder, row, store) for row in plan.rows_of(used.target.name) if row.variant in rows
+                    row.variant: stand_in.source(folder, row, store)
+                    for row in plan.rows_of(used.target.name)
+                    if row.variant in rows or (row.variant == plan.reference and stand_in.place(folder, row).is_dir())
                 }
             else:
                 artifacts = {variant: artifact_of(folder, row) for variant, row in rows.items()}

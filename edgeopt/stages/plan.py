@@ -105,7 +105,7 @@ class _Planner:
                     raise UsageError(
                         f"'{use.name}' is an import and stands under `model`", place=self.recipe.place(*where), remedy="remove it here"
                     )
-                keys += self._convert(keys[-1], self._wanted(keys[-1], use.name, cls, backend, where), target)
+                keys += self._convert(keys[-1], self._wanted(keys[-1], use.name, cls, backend, where, passes[index + 1 :]), target)
                 keys.append(self._pass(use.name, use.options, keys[-1], target, where))
                 reference = keys[-1]
                 if cls.sets_execution:
@@ -128,13 +128,16 @@ class _Planner:
         keys.append(self._compile(backend, keys[-1], target))
         return PlanRow(variant=variant, target=target.name, steps=keys, execution=execution, unavailable=backend.refuses(execution))
 
-    def _wanted(self, before: str, name: str, cls: type[Pass], backend: Backend, where: tuple[str | int, ...]) -> str:
-        """The format a pass gets: what the backend likes best among those that the pass accepts."""
+    def _wanted(self, before: str, name: str, cls: type[Pass], backend: Backend, where: tuple[str | int, ...], after: list[PlugUse]) -> str:
+        """The format a pass gets: what the backend likes best among those that the pass accepts and that lead on to the later ones."""
         have = self.steps[before].makes
         liked = [one for one in backend.formats if one in cls.accepts] + list(cls.accepts)
-        for wanted in liked:
-            if _route(have, wanted) is not None:
+        ways = [wanted for wanted in liked if _route(have, wanted) is not None]
+        for wanted in ways:
+            if all(any(_route(cls.produces or wanted, one) is not None for one in _accepted(use)) for use in after):
                 return wanted
+        if ways:  # a later pass fits none of them, which is said there
+            return ways[0]
         raise UsageError(
             f"'{name}' works on {' or '.join(cls.accepts)} models, and after '{self.steps[before].plug}' the model is {have}",
             place=self.recipe.place(*where),
@@ -270,6 +273,11 @@ def _files(paths: list[Path], base: Path, place: Place | None = None) -> list[li
 def _core(name: str) -> str:
     """The digest of a file of `core/` whose code shapes the result of several plugs."""
     return digest.of_file(Path(digest.__file__).parent / name)
+
+
+def _accepted(use: PlugUse) -> tuple[str, ...]:
+    cls: type[Pass] = registry.load("passes", use.name)
+    return cls.accepts
 
 
 def _route(have: str, wanted: str) -> list[str] | None:

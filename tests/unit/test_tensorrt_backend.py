@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from edgeopt.backends.tensorrt import Tensorrt, TensorrtOptions
 from edgeopt.core import digest, registry, target
 from edgeopt.core.artifact import Artifact
-from edgeopt.core.errors import MissingError, StepError, UsageError
+from edgeopt.core.errors import MissingError, StepError, UnfitError, UsageError
 from edgeopt.core.protocols import Context
 from edgeopt.formats.onnx import Onnx
 from edgeopt.passes.cast_fp16 import CastFp16
@@ -86,6 +86,7 @@ MODELS = {
     "fp32 CNN": (lambda folder: cnn(), {}, False),
     "fp16 CNN": (lambda folder: half(cnn(), folder), {}, True),
     "int8 CNN": (lambda folder: quantized(cnn(), folder), {}, False),
+    "int8 and fp16 CNN": (lambda folder: half(quantized(cnn(), folder), folder), {}, True),
     "transformer": (lambda folder: small.attention(), {"T": (1, 16, 64)}, False),
     "fp16 transformer": (lambda folder: half(small.attention(), folder), {"T": (1, 16, 64)}, True),
     "LSTM": (lambda folder: small.recurrent(), {"T": (1, 8, 32), "N": (1, 1, 4)}, False),
@@ -105,7 +106,7 @@ def test_rtx_builds_it_without_a_gpu(name, capability, made, tmp_path):
     _, profiles, on_turing = MODELS[name]
     wanted = fields(capability, profiles=profiles)
     if capability == "7.5" and not on_turing:  # FP32 matrices, and Q/DQ between FP32 layers, do not run on Turing
-        with pytest.raises(StepError, match="FP32 matrices, and Turing"):
+        with pytest.raises(UnfitError, match="FP32 matrices, and Turing"):
             compiled(made[name], tmp_path, wanted)
         return
     notes = {}
