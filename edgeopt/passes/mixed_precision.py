@@ -46,7 +46,7 @@ class MixedPrecision(
         from edgeopt.passes.mixed_precision_search import Search
         from edgeopt.passes.quantize_int8_samples import Calibration
 
-        self.check_range(model.format)
+        self.check(model.format)
         calibration = Calibration(ctx, self.samples, judge=True)
         with closing(self._engine(model, ctx, calibration)) as engine:
             judge = Judge(ctx, self.budget, model.signature, calibration.held, engine.runner(engine.load(), "f32"))

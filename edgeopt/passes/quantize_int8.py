@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from edgeopt.core.errors import UsageError
 from edgeopt.core.protocols import Context, Pass
 from edgeopt.passes.quantize_int8_samples import FEWEST
 
-Range = Literal["auto", "minmax", "mean-minmax", "percentile", "entropy", "histogram"]
+Range = Literal["auto", "minmax", "mean-minmax", "percentile", "entropy", "mse"]
 
 
 class QuantizeInt8(
@@ -35,7 +35,15 @@ class QuantizeInt8(
 
     calibration: Range = Field(
         default="auto",
-        description="ranges from extremes, their means, or with outliers cut off; entropy is for ONNX, histogram for OpenVINO models",
+        description="ranges from extremes, their means, or cut: percentile, entropy (ONNX models), mse (least squared error)",
+    )
+    bias_correction: Literal["auto", "full", "fast", "none"] = Field(
+        default="auto",
+        description="biases make up for what rounding does to means, layer by layer (full) or each alone (OpenVINO models)",
+    )
+    smooth: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="SmoothQuant's alpha, the share of the outliers that moves from activations into weights; 0: none (OpenVINO models)",
     )
     per_channel: bool = Field(default=True, description="a scale for each output channel of a weight, instead of one for all")
     samples: int = Field(default=300, ge=FEWEST, description="at most so many calibration samples set ranges")
@@ -49,7 +57,7 @@ class QuantizeInt8(
     )
 
     def run(self, model: Artifact, ctx: Context) -> Path:
-        self.check_range(model.format)
+        self.check(model.format)
         if model.format == "onnx":
             from edgeopt.passes import quantize_int8_onnx
 
@@ -58,14 +66,20 @@ class QuantizeInt8(
 
         return quantize_int8_openvino.quantize(model, self, ctx)
 
-    def check_range(self, format: str) -> None:
-        """Raises UsageError when the engine of a format does not offer the range asked for."""
-        offered = ("auto", "minmax", "mean-minmax", "percentile", "entropy" if format == "onnx" else "histogram")
+    def check(self, format: str) -> None:
+        """Raises UsageError when the engine of a format does not offer what is asked for."""
+        offered = ("auto", "minmax", "mean-minmax", "percentile", *(["entropy"] if format == "onnx" else []), "mse")
         if self.calibration not in offered:
             raise UsageError(
                 f"calibration '{self.calibration}' is not offered for {format} models, which this target gets",
                 remedy=f"choose one of {', '.join(offered)}, or give each target a variant of its own",
             )
+        for name in ("bias_correction", "smooth") if format == "onnx" else ():
+            if getattr(self, name) != "auto":
+                raise UsageError(
+                    f"{name} is not offered for onnx models, which this target gets",
+                    remedy="leave it out, or give each target a variant of its own",
+                )
 
     @property
     def searches(self) -> bool:

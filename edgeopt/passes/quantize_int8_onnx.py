@@ -18,7 +18,7 @@ from edgeopt.core.errors import EdgeoptError, StepError
 from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.passes.quantize_int8_ranges import find_ranges
-from edgeopt.passes.quantize_int8_samples import Calibration
+from edgeopt.passes.quantize_int8_samples import Calibration, Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,17 +79,21 @@ class Quantizer:
             try:
                 self.prepared = _prepare(proto, self.folder, model, self.kept, ctx)
                 self.ranges = find_ranges(self.prepared, _TYPES[kinds[0]], calibration, methods, self.folder)
-                candidates = {(kind, method): partial(self._build, kind, method) for kind in kinds for method in methods}
-                choice = calibration.choose(candidates, lambda: onnx_format.Onnx().runner(model.path), self.runner)
+                candidates: dict[Settings, Callable[[], ModelProto]] = {
+                    (kind, method): partial(self._build, kind, method) for kind in kinds for method in methods
+                }
+                choice = calibration.choose(
+                    candidates, lambda: onnx_format.Onnx().runner(model.path), self.runner, alone=len(candidates) == 1
+                )
             except EdgeoptError:
                 raise
             except Exception as error:
                 raise _failed(error) from error
-        self.settings = choice.settings
+        self.kind, self.method = choice.settings
         notes = {
             "engine": "onnxruntime",
             "flavour": self.flavour,
-            "chosen": ", ".join(choice.settings),
+            "chosen": choice.title,
             "tried_db": choice.tried_db,
             "reduce_range": why,
         }
@@ -103,7 +107,7 @@ class Quantizer:
         A Relu or Clip whose cut the quantizer's range makes anyway is taken out unless `keep_activations`.
         """
         with _quiet():
-            return self._build(*self.settings, excluded, keep_activations)
+            return self._build(self.kind, self.method, excluded, keep_activations)
 
     def runner(self, made: ModelProto) -> Callable[[Feeds], Feeds]:
         """Runs a model plainly."""

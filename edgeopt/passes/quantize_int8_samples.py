@@ -26,7 +26,7 @@ _BEST_DB = 150.0
 T = TypeVar("T")
 
 
-Settings = tuple[str, str]  # the kind of model, the method for ranges
+Settings = tuple[str, ...]  # what was chosen of each thing that an engine lets one choose
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Choice(Generic[T]):
     settings: Settings
     made: T
     reached: dict[Settings, float]
+
+    @property
+    def title(self) -> str:
+        return ", ".join(self.settings)
 
     @property
     def tried_db(self) -> dict[str, float]:
@@ -89,9 +93,11 @@ class Calibration:
         reference: Callable[[], Run],
         runner: Callable[[T], Run],
         since: Choice[T] | None = None,
+        alone: bool = False,
     ) -> Choice[T]:
         """The first candidate (or an earlier choice), or a later one that is clearly better on the held samples.
 
+        A candidate that stands `alone` is only run once, to see that it works.
         Candidates that fail are passed over; when all do, the first error is raised.
         """
         best, reached = since, dict(since.reached) if since else {}
@@ -100,7 +106,7 @@ class Calibration:
             gc.collect()  # quantizers leave models of their own behind
             try:
                 made = build()
-                reached[settings] = round(self._decibels(reference(), runner(made), JUDGED if len(candidates) > 1 or since else 1), 2)
+                reached[settings] = round(self._decibels(reference(), runner(made), 1 if alone else JUDGED), 2)
             except (StepError, RuntimeError) as error:
                 failures.append(error)
                 continue

@@ -25,7 +25,7 @@ from edgeopt.passes.import_onnx import ImportOnnx
 from edgeopt.passes.quantize_int8 import QuantizeInt8
 from edgeopt.passes.quantize_int8_onnx import flavour_of, quantized_layers, refuse_unsigned
 from edgeopt.passes.quantize_int8_openvino import kinds, operations
-from edgeopt.passes.quantize_int8_ranges import find_ranges
+from edgeopt.passes.quantize_int8_ranges import _least_squares, find_ranges
 from edgeopt.passes.quantize_int8_samples import Calibration
 from edgeopt.runner import onnxruntime as runtime
 
@@ -217,17 +217,48 @@ def test_too_few_samples_are_refused_and_few_are_warned_of(tmp_path, target):
     assert notes["calibration_samples"] == 64 and "warning" not in notes
 
 
-@pytest.mark.parametrize("method", ["minmax", "mean-minmax", "percentile", "entropy", "histogram"])
+@pytest.mark.parametrize("method", ["minmax", "mean-minmax", "percentile", "entropy", "mse"])
 @pytest.mark.parametrize("target", [X86, OPENVINO], ids=lambda target: target["backend"])
 def test_each_engine_offers_what_it_has(tmp_path, target, method):
     made = prepared(tmp_path, small.cnn(), target)
-    if method == ("entropy" if target is OPENVINO else "histogram"):
+    if method == "entropy" and target is OPENVINO:
         with pytest.raises(UsageError, match=f"'{method}' is not offered for {made.format} models"):
             quantize(tmp_path, made, target, calibration=method)
         return
     path, notes = quantize(tmp_path, made, target, calibration=method, model_type="plain")
-    assert notes["chosen"] == f"plain, {method}"
+    assert notes["chosen"].startswith(f"plain, {method}")
     assert decibels(made, path) > 10
+
+
+def test_bias_correction_and_smoothing_are_asked_of_openvino_models_alone(tmp_path):
+    made = imported(tmp_path, small.cnn())
+    for number, (options, told) in enumerate(
+        [
+            ({"bias_correction": "none"}, "no bias correction"),
+            ({"bias_correction": "full"}, "full bias"),
+            ({"smooth": 0.5}, "SmoothQuant 0.5"),
+        ]
+    ):
+        (tmp_path / str(number)).mkdir()
+        path, notes = quantize(tmp_path / str(number), prepared(tmp_path / str(number), small.cnn(), OPENVINO), OPENVINO, **options)
+        assert told in notes["chosen"] and path.is_file()
+        with pytest.raises(UsageError, match=f"{next(iter(options))} is not offered for onnx models"):
+            quantize(tmp_path, made, X86, **options)
+
+
+def test_the_range_of_least_squared_error_cuts_outliers_off():
+    values = np.append(np.random.default_rng(0).normal(size=1_000_000), 8.0).astype(np.float32)
+    counts, edges = np.histogram(values, 2048, range=(-8, 8))
+    low, high = _least_squares(counts, edges, values.min(), values.max())
+    assert low.dtype == np.float32 and values.min() <= low < 0 < high < 7
+
+    def error(low, high):
+        step = (high - low) / 255
+        return np.square(np.clip(np.round(values / step), np.round(low / step), np.round(high / step)) * step - values).sum()
+
+    assert error(low, high) < 0.8 * error(values.min(), values.max())
+    flat = _least_squares(np.array([0, 5, 0]), np.array([-1.0, -0.5, 0.5, 1.0]), np.float32(0), np.float32(0))
+    assert flat == (0, 0)
 
 
 @pytest.mark.parametrize("target", [X86, OPENVINO], ids=lambda target: target["backend"])
