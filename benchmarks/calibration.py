@@ -79,10 +79,10 @@ def _step(run: Path, root: Path, key: str) -> None:
         for module in ("onnx", "onnxruntime.quantization"):
             registry.need(module, "all")
     else:
-        from edgeopt.passes.quantize_int8_openvino import _nncf
+        from edgeopt.passes.quantize_int8_openvino import engine
 
         registry.need("openvino", "all")
-        _nncf()
+        engine()
     libraries = _status("VmRSS")
     store.drop("artifacts", key)
     apply.apply(plan, step, store, lambda done, total, text: None)

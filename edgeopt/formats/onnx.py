@@ -100,6 +100,11 @@ def rounds(node: NodeProto) -> bool:
     return node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger") or node.op_type.startswith("QLinear")
 
 
+def quantized(node: NodeProto) -> bool:
+    """Whether a node rounds activations or computes on weights of 8 or 4 bits."""
+    return rounds(node) or node.op_type in ("DequantizeLinear", "MatMulNBits", "MatMulBnb4", "GatherBlockQuantized")
+
+
 def tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Every stored tensor: initializers, sparse ones, attributes of nodes, in all bodies and functions."""
     for graph in graphs(model.graph):

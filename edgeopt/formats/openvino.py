@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAIN = "model.xml"
 _NOTE = ["edgeopt", "signature"]
+# What stands between stored weights and the layer that computes on them.
+_DECOMPRESS = ("Convert", "Subtract", "Multiply", "Reshape", "Transpose")
 
 
 class Openvino:
@@ -74,6 +76,23 @@ def _specs(ports: list[Any], noted: tuple[TensorSpec, ...]) -> tuple[TensorSpec,
             shape.append(size.get_length() if size.is_static else old if isinstance(old, str) else f"{name}_d{axis}")
         specs.append(TensorSpec(name, port.element_type.to_dtype().name, tuple(shape)))
     return tuple(specs)
+
+
+def narrow_weights(model: openvino.Model) -> dict[str, tuple[str, int]]:
+    """Type and bits of each layer that reads weights of 8 or 4 bits through what scales and shapes them, by name."""
+    found = {}
+    for operation in model.get_ordered_ops():
+        kind = operation.get_type_name()
+        if kind in _DECOMPRESS:
+            continue
+        for port in operation.inputs():
+            node = port.get_source_output().get_node()
+            while node.get_type_name() in _DECOMPRESS:
+                node = node.input_value(0).get_node()
+            bits = re.fullmatch("[iu]([48])", node.get_output_element_type(0).get_type_name())
+            if node.get_type_name() == "Constant" and bits and port.get_element_type().is_real():
+                found[operation.get_friendly_name()] = (kind, int(bits[1]))
+    return found
 
 
 def compiled(model: openvino.Model, execution: str = "f32", **more: Any) -> openvino.CompiledModel:

@@ -10,6 +10,7 @@ TABLE = (
     "cast-fp16",
     "execute-bf16",
     "quantize-int8",
+    "quantize-weights",
     "mixed-precision",
     "prune-channels",
     "prune-magnitude",

@@ -163,7 +163,7 @@ def flavour_of(target: Any) -> str:
 
 
 def _refuse(proto: ModelProto) -> None:
-    if any(node.op_type == "DequantizeLinear" or onnx_format.rounds(node) for node in onnx_format.nodes(proto)):
+    if any(onnx_format.quantized(node) for node in onnx_format.nodes(proto)):
         raise StepError("the model is quantized already", remedy="leave quantize-int8 out, or give the model before quantization")
     if onnx_format.opset(proto) < _LEAST_OPSET:
         raise StepError(

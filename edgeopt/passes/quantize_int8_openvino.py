@@ -51,9 +51,9 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
 def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration: Calibration, compress: bool = True) -> openvino.Model:
     """The quantized model; with `compress=False` its weights stay float behind their quantizers."""
     exact = openvino_format.load(model.path)
-    if quantized_layers(exact):
+    if quantized_layers(exact) or openvino_format.narrow_weights(exact):
         raise StepError("the model is quantized already", remedy="leave quantize-int8 out, or give the model before quantization")
-    nncf = _nncf()
+    nncf = engine()
     attention, found = _has_attention(exact), {operation.get_type_name() for operation in operations(exact)}
     recurrent = sorted(found & set(_RECURRENT))
     kept = dict.fromkeys([*onnx_format.matching(options.keep, kinds(exact)), *miscomputed(exact)])
@@ -62,7 +62,7 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
 
     def build(settings: Settings, samples: Calibration) -> openvino.Model:
         try:
-            with _without_torch(), _bias_correction(bias_samples if settings[2] == BIAS["full"] else 0) as full:
+            with without_torch(), _bias_correction(bias_samples if settings[2] == BIAS["full"] else 0) as full:
                 return nncf.quantize(
                     openvino_format.load(model.path),
                     nncf.Dataset(samples),
@@ -142,15 +142,16 @@ def compress(model: openvino.Model) -> None:
     compress_quantize_weights_transformation(model)
 
 
-def _nncf() -> Any:
-    with _without_torch():
+def engine() -> Any:
+    """NNCF, silent."""
+    with without_torch():
         nncf = registry.need("nncf", "openvino")
     nncf.set_log_level(logging.ERROR)
     return nncf
 
 
 @contextmanager
-def _without_torch() -> Iterator[None]:
+def without_torch() -> Iterator[None]:
     """NNCF imports torch where it can: 190 MB and 1.5 s that OpenVINO models have no use for.
 
     The samples have been read once by now, so that code of the user that wants torch has it.

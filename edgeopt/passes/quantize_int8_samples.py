@@ -58,7 +58,7 @@ class Calibration:
         seen = sum(1 for _ in islice(self.split, samples + JUDGED))
         if seen < FEWEST:
             raise UsageError(
-                f"quantize-int8 needs at least {FEWEST} calibration samples, and there are {seen}",
+                f"quantization needs at least {FEWEST} calibration samples, and there are {seen}",
                 remedy="give more under `data: calibrate`; 100 to 500 typical ones are good",
             )
         spare = seen // 5 if judge and self.tune is None else 0
