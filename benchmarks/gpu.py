@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,12 +29,13 @@ from edgeopt.core.errors import EdgeoptError
 from edgeopt.core.protocols import Context
 from edgeopt.formats.onnx import Onnx
 from edgeopt.passes.cast_fp16 import CastFp16
-from edgeopt.runner import tensorrt_cuda
+from edgeopt.runner import onnxruntime, tensorrt_cuda
 from edgeopt.runner import tensorrt_library as library
 from edgeopt.stages.children import Child
 
 EXIT_MISSING, EXIT_WRONG = 5, 8
-PROVIDERS = {"CUDA": "CUDAExecutionProvider", "TensorRT": "TensorrtExecutionProvider", "TensorRT RTX": "NvTensorRTRTXExecutionProvider"}
+PROVIDERS = ("cuda", "tensorrt", "tensorrt-rtx")  # as a target's options name them
+UNSTEADY = 0.025  # trtexec's own limit on the coefficient of variation
 
 
 def main() -> int:
@@ -54,10 +53,9 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, model in models(Path(folder)).items():
-            rows += [row(f"onnxruntime {title}", name, partial(by_provider, provider, model)) for title, provider in PROVIDERS.items()]
+            rows += [row(f"onnxruntime {provider}", name, partial(by_provider, provider, model)) for provider in PROVIDERS]
             rows += [row(library.TITLES[product], name, partial(by_tensorrt, product, model)) for product in library.PACKAGES]
     table(rows)
-    print(f"\nclocks, power, throttling: {json.dumps(tensorrt_cuda.conditions())}")
     return 0
 
 
@@ -75,10 +73,9 @@ def print_here(reason: str, cuda: int, gpus: list[dict[str, Any]]) -> None:
     except ImportError:
         print(f"{'torch':<22}not installed")
     try:
-        import onnxruntime
-
-        here = [title for title, name in PROVIDERS.items() if name in onnxruntime.get_available_providers()]
-        print(f"{'onnxruntime':<22}{onnxruntime.__version__}, with {', '.join(here) or 'no provider for NVIDIA GPUs'}")
+        found = onnxruntime.library()
+        here = [provider for provider in PROVIDERS if not onnxruntime.why_not(provider)]
+        print(f"{'onnxruntime':<22}{found.__version__}, with {', '.join(here) or 'no provider for NVIDIA GPUs'}")
     except ImportError:
         print(f"{'onnxruntime':<22}not installed")
 
@@ -126,68 +123,52 @@ def feeds() -> dict[str, np.ndarray[Any, Any]]:
 
 
 def by_provider(provider: str, model: Artifact) -> dict[str, Any]:
-    """One provider of onnxruntime over bound buffers; a node that fell back to the CPU is an error."""
-    import onnxruntime as ort
-
-    if provider not in ort.get_available_providers():
-        return {"note": "not in this onnxruntime"}
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as folder:
-        settings.enable_profiling, settings.profile_file_prefix = True, f"{folder}/trace"
-        traced = ort.InferenceSession(model.path, settings, providers=[provider])
-        traced.run(None, feeds())
-        events = json.loads(Path(traced.end_profiling()).read_text())
-    ran = {event["args"].get("provider") for event in events if event.get("cat") == "Node"} - {None}
-    strays = {
-        event["args"]["op_name"] for event in events if event.get("cat") == "Node" and event["args"].get("provider") not in (provider, None)
-    }
-    if strays or not ran:
-        return {"note": f"ERROR: fell back to the CPU: {', '.join(sorted(strays)) or 'all of it'}"}
-    settings = ort.SessionOptions()
-    session = ort.InferenceSession(model.path, settings, providers=[provider])
-    device = "cpu" if provider.startswith("CPU") else "cuda"
-    binding = session.io_binding()
-    binding.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(feeds()["x"], device, 0))
-    binding.bind_output("y", device)
-    laps = []
-    for index in range(WARM_UP + RUNS):
-        began = time.perf_counter_ns()
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-        if index >= WARM_UP:
-            laps.append((time.perf_counter_ns() - began) / 1e6)
-    return {"compute_ms": statistics.median(laps), "note": "from launch to result, no copies"}
+    """One provider of onnxruntime, opened as a target opens it; a node that fell back to the CPU is an error."""
+    if reason := onnxruntime.why_not(provider):
+        return {"note": reason}
+    found, facts = timed("onnxruntime", model.path, {"provider": provider})
+    return {**found, "note": "; ".join([found["note"], f"executes {facts['precision']}"])}
 
 
 def by_tensorrt(product: str, model: Artifact) -> dict[str, Any]:
     """One flavour of TensorRT: built here, opened in a process of its own, timed by our clock and by the GPU's."""
-    found = library.look(product)
+    look = library.look(product)
     if reason := library.why_not_run(product):
         return {"note": reason}
-    options = TensorrtOptions(product=product, compute_capabilities=(found.gpus[0]["compute_capability"],)).model_dump(mode="json")
+    options = TensorrtOptions(product=product, compute_capabilities=(look.gpus[0]["compute_capability"],)).model_dump(mode="json")
     with tempfile.TemporaryDirectory() as folder:
         target = {"batch": 1, "compile_on": "host", "int8": "s8s8", "options": options}
-        main_file = Tensorrt().compile(model, Context(folder=Path(folder), target=target))
-        with Child("tensorrt") as child:
-            child.ask("open", path=str(main_file), backend="tensorrt", threads=1, requests=1, options=options, execution={"float": "f32"})
-            child.ask("feeds", {"0/x": feeds()["x"]})
-            first = child.ask("first")[0]["first_ms"]
-            child.ask("time", runs=WARM_UP)
-            times = child.ask("time", runs=RUNS)[1]
-            facts = child.ask("facts")[0]
+        engine = Tensorrt().compile(model, Context(folder=Path(folder), target=target))
+        found, facts = timed("tensorrt", engine, options)
     events = facts["events_ms"]
-    told = (
-        f"CUDA graph {'on' if facts['cuda_graph'] else 'off'}, spin-wait {'on' if facts['spin_wait'] else 'off'}, first run {first:.0f} ms"
-    )
+    told = f"CUDA graph {'on' if facts['cuda_graph'] else 'off'}, spin-wait {'on' if facts['spin_wait'] else 'off'}"
     return {
-        "compute_ms": float(np.median(times["compute_ns"])) / 1e6,
+        **found,
         "events_ms": events["compute"],
         "h2d_ms": events["h2d"],
         "d2h_ms": events["d2h"],
         "enqueue_ms": events["enqueue"],
-        "note": "; ".join([told, *facts["warnings"]]),
+        "note": "; ".join([told, found["note"], *facts["warnings"]]),
     }
+
+
+def timed(backend: str, path: Path, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A row by our clock (copies apart from compute, the first run apart from the others), and the runtime's facts."""
+    with Child(backend) as child:
+        child.ask("open", path=str(path), backend=backend, threads=1, requests=1, options=options, execution={"float": "f32"})
+        child.ask("feeds", {"0/x": feeds()["x"]})
+        first = child.ask("first")[0]["first_ms"]
+        facts = child.ask("facts")[0]
+        child.ask("time", runs=WARM_UP)
+        before = tensorrt_cuda.conditions()
+        times = {name: array / 1e6 for name, array in child.ask("time", runs=RUNS)[1].items()}
+        clocks = tensorrt_cuda.conditions()
+    compute = times["compute_ns"]
+    notes = [f"first run {first:.0f} ms", f"clocks before {json.dumps(before)}, after {json.dumps(clocks)}"]
+    if (spread := float(compute.std() / compute.mean())) > UNSTEADY:
+        notes.append(f"coefficient of variation {100 * spread:.1f} %: unsteady")
+    copies = {"h2d_ms": float(np.median(times["load_ns"])), "d2h_ms": float(np.median(times["read_ns"]))}
+    return {"compute_ms": float(np.median(compute)), **copies, "note": "; ".join(notes)}, facts
 
 
 def row(runtime: str, model: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

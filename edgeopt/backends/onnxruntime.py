@@ -1,4 +1,4 @@
-"""The backend of ONNX Runtime on the CPU."""
+"""The backend of ONNX Runtime, on the CPU or through its providers for NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -23,13 +23,17 @@ class OnnxruntimeOptions(Options):
     graph_optimization: Literal["all", "extended", "basic", "off"] = Field(
         default="all", description="how far the graph is rewritten when it is opened"
     )
+    provider: Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"] = Field(
+        default="cpu", description="what executes the nodes; a node that computes and falls back to the CPU fails the row"
+    )
 
 
 class Onnxruntime(Backend):
-    """ONNX Runtime's CPU provider: takes ONNX as it is and rewrites the graph each time it is opened.
+    """ONNX Runtime: takes ONNX as it is and rewrites the graph each time it is opened.
 
     Q/DQ pairs execute as 8-bit kernels, the float rest as f32; FP16 models run, through casts to f32. For x86,
-    S8 activations become U8 of the same scale, unless the target says `int8: s8s8`.
+    S8 activations become U8 of the same scale, unless the target says `int8: s8s8`. With `provider: cuda`, `tensorrt` or
+    `tensorrt-rtx` the nodes run on the GPU, where that is what is installed.
     """
 
     formats = ("onnx",)
@@ -43,6 +47,18 @@ class Onnxruntime(Backend):
         spec = find_spec("onnxruntime")
         return "" if spec and spec.origin else "onnxruntime is not installed: pip install 'edgeopt[onnxruntime]'"
 
+    def can_build(self, target: Mapping[str, Any]) -> str:
+        return self.can_measure(target)
+
+    def can_measure(self, target: Mapping[str, Any]) -> str:
+        provider = target.get("options", {}).get("provider", "cpu")
+        if (reason := self.probe()) or provider == "cpu":
+            return reason
+        from edgeopt.runner import onnxruntime as runtime
+        from edgeopt.runner import tensorrt_library
+
+        return tensorrt_library.look("tensorrt").gpu or runtime.why_not(provider)
+
     def refuses(self, execution: Mapping[str, str]) -> str:
         asked = execution.get("float", "f32")
         if asked in self.executions:
@@ -52,7 +68,7 @@ class Onnxruntime(Backend):
 
     def compile(self, model: Artifact, ctx: Context) -> Path:
         """Copies, never hard links: onnx refuses external data with several links, here and in the store."""
-        if reason := self.probe():
+        if reason := self.can_build(ctx.target):
             raise MissingError(reason)
         from edgeopt.runner import Problem
         from edgeopt.runner import onnxruntime as runtime

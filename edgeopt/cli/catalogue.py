@@ -179,7 +179,7 @@ def _target(name: str) -> dict[str, Any]:
 
     loaded = target.load(name, Path())
     try:
-        reason = loaded.refuses_machine() or registry.load("backends", loaded.backend)().probe()
+        reason = loaded.refuses_machine() or registry.load("backends", loaded.backend)().can_measure(loaded.model_dump(mode="json"))
     except Exception as error:  # noqa: BLE001 (a broken plug stays in the list and says why)
         reason = f"the backend cannot be loaded: {error}"
     return {**loaded.model_dump(mode="json"), "thread_count": loaded.thread_count, "usable": not reason, "reason": reason or None}

@@ -1,4 +1,4 @@
-"""onnxruntime on the CPU: sessions over buffers bound once, so that copy and compute are apart."""
+"""onnxruntime on the CPU or through a provider for NVIDIA GPUs: sessions over buffers bound once, so that copy and compute are apart."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
     from edgeopt.runner import Feeds
 
+# What a target calls a provider, and the providers that execute its nodes: the first must be there, the second takes what it refuses.
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider",),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+    "tensorrt-rtx": ("NvTensorRTRTXExecutionProvider",),
+}
+_PACKAGES = {"cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu", "tensorrt-rtx": "onnxruntime-trt-rtx"}
 LEVELS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC", "off": "ORT_DISABLE_ALL"}
 # Operators that move or re-represent data, or only hold other nodes; their fused QLinear and Nhwc forms included.
 _MOVES = re.compile(
@@ -45,17 +53,27 @@ def library() -> ModuleType:
     return importlib.import_module("onnxruntime")
 
 
+def why_not(provider: str) -> str:
+    """Why this onnxruntime has no such provider, or an empty string."""
+    if PROVIDERS[provider][0] in library().get_available_providers():
+        return ""
+    package = _PACKAGES[provider]
+    return f"this onnxruntime has no provider for {provider}: pip uninstall onnxruntime && pip install {package}"
+
+
 def open(path: Path, *, threads: int, requests: int | str, options: dict[str, Any], execution: dict[str, str]) -> OnnxruntimeSession:
     """Open an ONNX file. Raises a Problem when onnxruntime cannot run it.
 
-    options: `graph_optimization`: all (default), extended, basic, off. requests "auto" makes as many slots as
-    threads, each computing in one thread: that keeps all cores busy with the least talk between them.
+    options: `graph_optimization`: all (default), extended, basic, off; `provider`: one of `PROVIDERS`, cpu by default.
+    requests "auto" makes as many slots as threads, each computing in one thread: all cores are busy with the least talk between them.
     """
     asked = execution.get("float", "f32")
     if asked != "f32":
         raise Problem(
-            "usage", f"onnxruntime executes f32 on the CPU, not {asked}", "give this variant to an openvino target, or drop execute-bf16"
+            "usage", f"onnxruntime executes f32 here, not {asked}", "give this variant to an openvino target, or drop execute-bf16"
         )
+    if reason := why_not(options.get("provider", "cpu")):
+        raise Problem("missing", *reason.split(": ", 1))
     slots = threads if requests == "auto" else int(requests)
     return OnnxruntimeSession(path, max(1, threads // slots), slots, options)
 
@@ -65,6 +83,8 @@ class OnnxruntimeSession:
 
     def __init__(self, path: Path, threads: int, slots: int, options: dict[str, Any]) -> None:
         self._path, self._threads, self._level = path, threads, options.get("graph_optimization", "all")
+        self._providers = PROVIDERS[options.get("provider", "cpu")]
+        self._device = "cpu" if self._providers == PROVIDERS["cpu"] else "cuda"
         self._session = self._open()
         self.inputs = [_port(arg, "input") for arg in self._session.get_inputs()]
         self.outputs = [_port(arg, "output") for arg in self._session.get_outputs()]
@@ -72,10 +92,10 @@ class OnnxruntimeSession:
         # After a run a binding holds its output buffers and insists on their shapes: outputs that may vary are bound anew.
         self._fresh = [port.name for port in self.outputs if not all(isinstance(axis, int) for axis in port.shape) or not port.shape]
         self._bindings = [self._session.io_binding() for _ in range(slots)]
-        self._buffers: list[Feeds] = [{} for _ in range(slots)]
+        self._buffers: list[dict[str, Any]] = [{} for _ in range(slots)]
         for binding in self._bindings:
             for port in self.outputs:
-                binding.bind_output(port.name, "cpu")
+                binding.bind_output(port.name, self._device)
 
     def _open(self, profile: str = "") -> onnxruntime.InferenceSession:
         ort = library()
@@ -89,22 +109,35 @@ class OnnxruntimeSession:
         settings.enable_profiling = bool(profile)
         settings.profile_file_prefix = profile
         try:
-            return ort.InferenceSession(self._path, settings, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(self._path, settings, providers=list(self._providers))
         except Exception as error:  # its classes share no other base
             raise Problem(
                 "step", f"onnxruntime cannot load {self._path.name}: {_cause(error)}", "check the model with onnx.checker"
             ) from error
+        if self._providers[0] not in session.get_providers():  # onnxruntime goes on with what is left, and only logs it
+            raise Problem(
+                "missing",
+                f"onnxruntime could not load its {self._providers[0]} and would run on the CPU",
+                "install the CUDA and cuDNN (or TensorRT) libraries of the versions that this onnxruntime wants",
+            )
+        return session
 
     def load(self, feeds: Feeds, slot: int = 0) -> None:
         binding, buffers = self._bindings[slot], self._buffers[slot]
         for port in self.inputs:
             feed, buffer = feeds[port.name], buffers.get(port.name)
-            if buffer is None or buffer.shape != feed.shape:
-                buffer = buffers[port.name] = np.empty(feed.shape, port.dtype)
-                binding.bind_cpu_input(port.name, buffer)
-            np.copyto(buffer, feed)
+            if self._device == "cpu":
+                if buffer is None or buffer.shape != feed.shape:
+                    buffer = buffers[port.name] = np.empty(feed.shape, port.dtype)
+                    binding.bind_cpu_input(port.name, buffer)
+                np.copyto(buffer, feed)
+            elif buffer is None or tuple(buffer.shape()) != feed.shape:
+                buffers[port.name] = library().OrtValue.ortvalue_from_numpy(feed.astype(port.dtype, copy=False), self._device, 0)
+                binding.bind_ortvalue_input(port.name, buffers[port.name])
+            else:
+                buffer.update_inplace(np.ascontiguousarray(feed, port.dtype))
         for name in self._fresh:
-            binding.bind_output(name, "cpu")
+            binding.bind_output(name, self._device)
 
     def start(self, slot: int = 0) -> None:
         try:
@@ -113,7 +146,8 @@ class OnnxruntimeSession:
             raise Problem("step", f"onnxruntime failed in {self._path.name}: {_cause(error)}") from error
 
     def wait(self, slot: int = 0) -> None:
-        pass
+        if self._device != "cpu":
+            self._bindings[slot].synchronize_outputs()
 
     def read(self, slot: int = 0) -> Feeds:
         return dict(zip([port.name for port in self.outputs], self._bindings[slot].copy_outputs_to_cpu(), strict=True))
@@ -121,6 +155,12 @@ class OnnxruntimeSession:
     def facts(self, feeds: Feeds) -> dict[str, Any]:
         counts = {"int8": 0, "bf16": 0, "fp16": 0, "fp32": 0}
         nodes, _ = self._nodes(feeds, range(1))
+        if strayed := strays(nodes.values(), self._providers):
+            raise Problem(
+                "step",
+                f"{len(strayed)} of {len(nodes)} nodes of {self._path.name} fell back to another provider: {', '.join(strayed[:5])}",
+                "bring them to a form that the provider takes (fix-shapes, simplify), or give the model to a TensorRT target",
+            )
         for events in nodes.values():
             if (precision := _precision(events[0]["args"])) in counts:
                 counts[precision] += 1
@@ -161,6 +201,16 @@ class OnnxruntimeSession:
 
     def close(self) -> None:
         del self._bindings, self._session
+
+
+def strays(nodes: Iterable[list[dict[str, Any]]], providers: tuple[str, ...]) -> list[str]:
+    """Nodes that compute, and were executed by none of the providers asked for (events of onnxruntime's own trace).
+
+    What only moves data or counts integers may lie on the CPU: onnxruntime puts sizes and shapes there on purpose.
+    """
+    first = [events[0] for events in nodes]
+    elsewhere = [event for event in first if event["args"].get("provider", providers[0]) not in providers and _precision(event["args"])]
+    return [f"{event['name'].removesuffix('_kernel_time')} ({event['args']['op_name']})" for event in elsewhere]
 
 
 def _port(arg: Any, what: str) -> Port:

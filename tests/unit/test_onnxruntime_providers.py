@@ -1,0 +1,76 @@
+"""onnxruntime's providers for GPUs as targets: refused in words where they are not, strays told from its own trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_onnx as small
+from onnx import helper
+
+from edgeopt.backends.onnxruntime import Onnxruntime
+from edgeopt.cli import call
+from edgeopt.core import target
+from edgeopt.runner import Problem, tensorrt_library
+from edgeopt.runner import onnxruntime as runtime
+
+TARGETS = {"cuda-onnxruntime": "cuda", "tensorrt-onnxruntime": "tensorrt", "rtx-onnxruntime": "tensorrt-rtx"}
+
+
+@pytest.mark.parametrize(("name", "provider"), TARGETS.items())
+def test_each_provider_has_a_target_that_says_why_it_is_not_here(name: str, provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = target.load(name, Path()).model_dump(mode="json")
+    assert fields["options"]["provider"] == provider and fields["int8"] == "s8s8"
+    if no_gpu := tensorrt_library.look("tensorrt").gpu:
+        assert Onnxruntime().can_measure(fields) == Onnxruntime().can_build(fields) == no_gpu
+    monkeypatch.setattr(tensorrt_library, "look", lambda product: tensorrt_library.Finding("", ""))
+    if reason := runtime.why_not(provider):
+        assert reason.startswith(f"this onnxruntime has no provider for {provider}: pip") and Onnxruntime().can_measure(fields) == reason
+    assert not Onnxruntime().can_measure({**fields, "options": {}})
+
+
+def test_a_session_never_opens_on_the_cpu_in_place_of_the_provider(tmp_path: Path) -> None:
+    path = small.write(small.cnn(), tmp_path)
+    for provider in TARGETS.values():
+        if runtime.why_not(provider):
+            with pytest.raises(Problem, match=f"no provider for {provider}") as caught:
+                runtime.open(path, threads=1, requests=1, options={"provider": provider}, execution={})
+            assert caught.value.kind == "missing" and "pip install" in caught.value.remedy
+
+
+def test_strays_are_the_nodes_that_compute_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
+        helper.make_node("Shape", ["h"], ["size"], name="size"),
+        helper.make_node("Reshape", ["h", "size"], ["y"], name="same"),
+    ]
+    proto = small.model(nodes, [small.value("x", ["N", 4])], [small.value("y", ["N", 4])], [small.weight("w", 4, 4)])
+    feeds = {"x": np.ones((2, 4), np.float32)}
+    options = {"graph_optimization": "off"}
+    session = runtime.open(small.write(proto, tmp_path), threads=1, requests=1, options=options, execution={})
+    events, _ = session._nodes(feeds, range(1))
+    assert {one[0]["args"]["op_name"] for one in events.values()} >= {"MatMul", "Shape"}
+    assert runtime.strays(events.values(), runtime.PROVIDERS["cpu"]) == []
+    assert runtime.strays(events.values(), runtime.PROVIDERS["tensorrt"]) == ["product (MatMul)"]
+    session._providers = runtime.PROVIDERS["cuda"]  # as if it had been asked for: the trace is that of the CPU
+    monkeypatch.setattr(session, "_open", lambda profile: runtime.OnnxruntimeSession._open(_on_cpu(session), profile))
+    with pytest.raises(Problem, match=r"fell back to another provider: product \(MatMul\)"):
+        session.facts(feeds)
+
+
+def _on_cpu(session: runtime.OnnxruntimeSession) -> runtime.OnnxruntimeSession:
+    """The same session with the CPU's provider."""
+    twin = object.__new__(runtime.OnnxruntimeSession)
+    twin.__dict__ |= {**session.__dict__, "_providers": runtime.PROVIDERS["cpu"]}
+    return twin
+
+
+def test_bench_on_a_provider_that_is_not_here_ends_with_5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = small.write(small.mlp(), tmp_path)
+    if not Onnxruntime().can_measure(target.load("cuda-onnxruntime", Path()).model_dump(mode="json")):
+        pytest.fail("this machine has what the test takes to be missing: run tests/hardware")
+    assert call(["bench", str(path), "--target", "cuda-onnxruntime", "--json"]) == 5
+    told = capsys.readouterr()
+    assert "NVIDIA driver" in told.err + json.dumps(told.out)
