@@ -34,6 +34,9 @@ class Floor(NamedTuple):
     openvino_db: float | None
     onnxruntime_db: float | None
     int8: Mapping[str, Any] = MappingProxyType({})  # options of quantize-int8
+    weights: Mapping[int, tuple[float, float]] = MappingProxyType(
+        {}
+    )  # transformers: dB by bits that quantize-weights keeps, on each runtime
 
 
 # MiniLM is known to be a transformer, which spares it a minute of trials.
@@ -43,8 +46,8 @@ FLOORS = {
     "detector": Floor(0.55, 22, 15),
     "lstm": Floor(0.90, 35, 35),
     "gru": Floor(0.90, 35, 35),
-    "minilm": Floor(None, None, None, {"model_type": "transformer", "calibration": "minmax", "samples": 16}),
-    "gpt": Floor(9.0, 35, 35),
+    "minilm": Floor(None, None, None, {"model_type": "transformer", "calibration": "minmax", "samples": 16}, {8: (29, 31), 4: (10, 10)}),
+    "gpt": Floor(9.0, 35, 35, weights={8: (50, 50), 4: (38, 38)}),
     "magika": Floor(None, 15, None),
 }
 
@@ -70,6 +73,10 @@ def report(models: dict[str, zoo.Model], shared_store: Path, tmp_path_factory: p
                     "fp32": [],
                     "int8": ["simplify", {"quantize-int8": {"samples": 32, **FLOORS[name].int8}}],
                     "bf16": ["execute-bf16"],
+                    **{
+                        f"weights{bits}": ["simplify", {"quantize-weights": {"bits": bits, "group_size": 32}}]
+                        for bits in FLOORS[name].weights
+                    },
                 },
                 targets=list(TARGETS),
                 gates=[{"score": "sqnr", "min": BUDGET_DB}],
@@ -106,8 +113,8 @@ def test_the_fp32_model_was_really_trained(models: dict[str, zoo.Model], name: s
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_row_is_measured_or_says_why_not(report: Any, name: str) -> None:
-    rows = _rows(report(name))
-    assert set(rows) == {(variant, target) for variant in ("fp32", "int8", "bf16") for target in TARGETS}
+    rows, weights = _rows(report(name)), [f"weights{bits}" for bits in FLOORS[name].weights]
+    assert set(rows) == {(variant, target) for variant in ("fp32", "int8", "bf16", *weights) for target in TARGETS}
     for (variant, target), row in rows.items():
         if (variant, target) == ("bf16", "x86-onnxruntime"):
             assert row.status == "unavailable"
@@ -153,6 +160,22 @@ def test_int8_keeps_the_function_or_the_gate_catches_it(report: Any, name: str) 
         picked = found.picked(target)
         assert picked is not None
         assert picked.scores["sqnr"].value >= BUDGET_DB
+
+
+@pytest.mark.parametrize(("name", "bits"), [(name, bits) for name, floor in FLOORS.items() for bits in floor.weights])
+def test_few_bits_of_weights_make_a_transformer_small(report: Any, name: str, bits: int) -> None:
+    """Activations stay float, so no layer counts as INT8; a row below the budget is caught by the gate like any other."""
+    found = report(name)
+    rows = _rows(found)
+    for target, floor in zip(TARGETS, FLOORS[name].weights[bits], strict=True):
+        row, exact = rows[f"weights{bits}", target], rows["fp32", target]
+        assert row.scores["sqnr"].value >= floor
+        assert row.qualifies is (row.scores["sqnr"].value >= BUDGET_DB)
+        if "perplexity" in row.scores:
+            assert row.scores["perplexity"].value <= 1.02 * exact.scores["perplexity"].value
+        assert row.artifact and exact.artifact
+        assert row.artifact.size_bytes < 0.5 * exact.artifact.size_bytes
+        assert row.precision and row.precision["int8"] == 0 and row.precision["fp32"] > 0
 
 
 @pytest.mark.parametrize("name", FAMILIES)
