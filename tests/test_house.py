@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "passes": {"core", "formats", "passes"},
     "datasets": {"core"},
     "scores": {"core"},
-    "formats": {"core"},
+    "formats": {"core", "formats"},
     "backends": {"core", "runner", "formats", "backends"},
     "runner": {"runner"},
     "stages": {"core", "stages", "runner"},  # of runner only the frames of its wire

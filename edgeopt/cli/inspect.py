@@ -14,33 +14,90 @@ from edgeopt.cli.commands import json_option
 if TYPE_CHECKING:
     from edgeopt.stages.inspect import Inspection
 
+_PATH = click.Path(path_type=Path)
+
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), metavar="MODEL|ARTIFACT|RUN-FOLDER")
+@click.argument("path", type=_PATH, metavar="MODEL|ARTIFACT|RUN-FOLDER")
 @click.option("--target", metavar="NAME", help="say what keeps the model from this target, and what mends it")
 @click.option("--profile", is_flag=True, help="run it on the target, by default the artifact's own, and time each layer")
-@click.option("--size", "sizes", multiple=True, metavar="AXIS=N", help="with --profile, the size of an axis that may vary; may be repeated")
+@click.option(
+    "--against",
+    "other",
+    type=_PATH,
+    metavar="OTHER",
+    help="run a quantized or otherwise changed form of it as well, and show where the function was lost",
+)
+@click.option("--recipe", type=_PATH, metavar="FILE", help="with --against, samples of a recipe's tune, calibrate or train data")
+@click.option(
+    "--data", type=_PATH, metavar="NPZ", help="with --against, samples from a file: arrays named like the inputs; default: random numbers"
+)
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="with --against, how many at most; default: 16")
+@click.option("--all", "everything", is_flag=True, help="with --against, show every layer")
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="AXIS=N",
+    help="with --profile or --against, the size of an axis that may vary; may be repeated",
+)
 @json_option
-def inspect(path: Path, target: str | None, profile: bool, sizes: tuple[str, ...]) -> Answer:
+def inspect(
+    path: Path,
+    target: str | None,
+    profile: bool,
+    other: Path | None,
+    recipe: Path | None,
+    data: Path | None,
+    samples: int | None,
+    everything: bool,
+    sizes: tuple[str, ...],
+) -> Answer:
     """Look into a model file (.onnx, .xml, .pt2, .safetensors), an artifact or a run folder.
 
-    Nothing is run but with --profile, which times each layer of an .onnx or .xml file or an artifact, with the
-    precision that executes, and holds it against what this machine can do.
+    Nothing is run but with two options, for .onnx and .xml files and artifacts. --profile times each layer, with
+    the precision that executes, and holds it against what this machine can do. --against runs another form of the
+    same model (quantized, cast, optimized) on the same samples and tells the error of each layer.
     """
+    from edgeopt.cli.bench import axes
     from edgeopt.core.errors import UsageError
     from edgeopt.stages.inspect import inspect as stage
 
-    if sizes and not profile:
-        raise UsageError("--size says nothing without --profile", remedy="add --profile, or leave --size out")
+    if sizes and not profile and not other:
+        raise UsageError("--size says nothing without --profile or --against", remedy="add --profile, or leave --size out")
+    given = {"--recipe": recipe, "--data": data, "--samples": samples, "--all": everything}
+    alone = [name for name, value in given.items() if value]
+    if alone and not other:
+        raise UsageError(f"{alone[0]} says nothing without --against", remedy=f"add --against OTHER, or leave {alone[0]} out")
+    if other:
+        for name, value in (("--profile", profile), ("--target", target)):
+            if value:
+                raise UsageError(f"--against and {name} exclude each other", remedy="ask one after the other")
+        if sum(map(bool, (recipe, data, sizes))) > 1:
+            raise UsageError("--recipe, --data and --size exclude each other", remedy="give samples of one origin")
+        return _against(path, other, recipe, data, axes(sizes), samples, everything)
     if not profile:
         found = stage(path, target)
         return Answer(found, lambda: _words(found))
-    from edgeopt.cli.bench import axes
     from edgeopt.cli.layers import layers
     from edgeopt.stages.dissect import dissect
 
     found, told = stage(path), dissect(path, target, axes(sizes))
     return Answer(found.model_copy(update={"profile": told.model_dump(mode="json")}), lambda: layers(path, told))
+
+
+def _against(
+    path: Path, other: Path, recipe: Path | None, data: Path | None, sizes: dict[str, int], samples: int | None, everything: bool
+) -> Answer:
+    from edgeopt.cli.against import differences
+    from edgeopt.cli.progress import listen
+    from edgeopt.stages.against import SAMPLES, against
+    from edgeopt.stages.inspect import inspect as stage
+
+    found = stage(path)
+    with listen() as progress:
+        told = against(path, other, recipe=recipe, data=data, sizes=sizes, samples=samples or SAMPLES, progress=progress)
+    return Answer(found.model_copy(update={"against": told.model_dump(mode="json")}), lambda: differences(path, other, told, everything))
 
 
 def _words(found: Inspection) -> str:

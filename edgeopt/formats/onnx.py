@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+    from edgeopt.core.inner import Inner
+
     Feeds = dict[str, np.ndarray[Any, Any]]
 
 MAIN = "model.onnx"
@@ -47,15 +49,28 @@ class Onnx:
 
             evaluator = ReferenceEvaluator(str(path))
             return lambda feeds: dict(zip(evaluator.output_names, evaluator.run(None, feeds), strict=True))
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.intra_op_num_threads = min(2, machine.threads())
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
+
+    def inner(self, path: Path, execution: str = "f32") -> Inner:
+        """The model to be looked into; it executes in the types that stand in it."""
+        from edgeopt.formats.onnx_inner import OnnxInner
+
+        return OnnxInner(path)
+
+
+def session_options(level: Any) -> Any:
+    """How models are run where no time is taken: on few threads that wait asleep."""
+    onnxruntime = registry.need("onnxruntime", "onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.intra_op_num_threads = min(2, machine.threads())
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def load(path: Path, weights: bool = True) -> ModelProto:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import openvino
 
+    from edgeopt.core.inner import Inner
+
     Feeds = dict[str, np.ndarray[Any, Any]]
 
 MAIN = "model.xml"
@@ -43,6 +45,12 @@ class Openvino:
         """CPU execution with f32 stated: OpenVINO's own default is bf16 where the CPU has it."""
         model = load(path)
         return runner_of(model, signature_of(model))
+
+    def inner(self, path: Path, execution: str = "f32") -> Inner:
+        """The model to be looked into."""
+        from edgeopt.formats.openvino_inner import OpenvinoInner
+
+        return OpenvinoInner(path, execution)
 
 
 def load(path: Path) -> openvino.Model:

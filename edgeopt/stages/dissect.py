@@ -51,7 +51,7 @@ def dissect(path: Path, target: str | None = None, sizes: Mapping[str, int] | No
     Inputs are the run's samples where the artifact lies in a run folder, else random; `sizes` fixes axes that may vary.
     Raises UsageError for what cannot be opened, MissingError where the target cannot run here, StepError when it fails.
     """
-    artifact, run = _artifact(path)
+    artifact, run = given(path)
     used = _target(artifact, run, path, target)
     backend: Backend = registry.load("backends", used.target.backend)()
     if reason := used.target.refuses_machine() or backend.can_measure(used.target.model_dump(mode="json")):
@@ -88,7 +88,7 @@ def dissect(path: Path, target: str | None = None, sizes: Mapping[str, int] | No
     )
 
 
-def _artifact(path: Path) -> tuple[Artifact, Path | None]:
+def given(path: Path) -> tuple[Artifact, Path | None]:
     """What to open, and the run folder it lies in, if any."""
     if path.is_dir():
         if not (path / RECORD).is_file():
@@ -104,7 +104,7 @@ def _artifact(path: Path) -> tuple[Artifact, Path | None]:
     kind = _FORMATS.get(path.suffix.lower())
     if kind is None or not path.is_file():
         raise UsageError(
-            f"{path}: {'no kind of file whose layers can be timed' if path.is_file() else 'no such file'}",
+            f"{path}: {'no kind of file whose layers can be told' if path.is_file() else 'no such file'}",
             remedy="name an .onnx or .xml file or an artifact's folder; export other models to ONNX first",
         )
     anatomy.READERS[path.suffix.lower()](path)  # says what is wrong with a damaged file

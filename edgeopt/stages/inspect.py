@@ -38,6 +38,7 @@ class Inspection(Options):
         default=None, description="with a target: what keeps the model from it: layer, level, node, cause, remedy"
     )
     profile: dict[str, Any] | None = Field(default=None, description="with --profile: where the time goes, layer by layer (`dissect`)")
+    against: dict[str, Any] | None = Field(default=None, description="with --against: where the other model lost the function (`against`)")
 
 
 def inspect(path: Path, target: str | None = None) -> Inspection:

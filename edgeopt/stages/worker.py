@@ -1,4 +1,4 @@
-"""The worker: `python -m edgeopt.stages.worker RUN STORE`, one JSON job per line in, events out.
+"""The worker: `python -m edgeopt.stages.worker RUN STORE`, one JSON job per line in, events out; RUN holds a plan, or nothing.
 
 It is the only process of a run that imports frameworks. What libraries print goes to the run's log.
 """
@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from edgeopt.core.errors import EdgeoptError, from_exception
 from edgeopt.core.plan import Plan
 from edgeopt.core.store import Store
-from edgeopt.stages import apply, score, survey, work
+from edgeopt.stages import apply, noise, score, survey, work
 
 
 def main() -> None:
@@ -28,13 +28,14 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print lands in the log
     folder, root = Path(sys.argv[1]), Path(sys.argv[2])
-    plan, store = Plan.read(folder), Store(root)
+    plan = Plan.read(folder) if (folder / "plan.json").is_file() else None
+    store = Store(root)
     for line in sys.stdin:
         job = json.loads(line)
         events = Events(out)
         print(f"--- {job.get('label') or job['do']}", file=sys.stderr, flush=True)
         try:
-            result = _do(job, plan, store, events)
+            result = _do(job, plan, store, events) if plan else _do_alone(job, events)
         except Exception as error:  # noqa: BLE001 (whatever a library raises becomes an event for the parent)
             events.fail(error, str(job.get("label") or job["do"]))
             continue
@@ -64,6 +65,13 @@ def _do(job: dict[str, Any], plan: Plan, store: Store, events: Events) -> dict[s
         counted = {name: work.work(Path(path), job["shapes"].get(name)) for name, path in job["files"].items()}
         return {"work": {name: one.to_json() for name, one in counted.items() if one}}
     raise ValueError(f"no such job: {job['do']}")
+
+
+def _do_alone(job: dict[str, Any], events: Events) -> dict[str, Any]:
+    """What needs no plan."""
+    if job["do"] == "noise":
+        return noise.noise(job, events.progress)
+    raise ValueError(f"no such job without a plan: {job['do']}")
 
 
 class Events:

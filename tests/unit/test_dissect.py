@@ -97,7 +97,7 @@ def test_an_artifact_of_a_run_is_opened_as_it_was_measured(tmp_path: Path, capsy
     ("name", "code", "words"),
     [
         ("none.onnx", 2, "no such file"),
-        ("model.pt2", 2, "no kind of file whose layers can be timed"),
+        ("model.pt2", 2, "no kind of file whose layers can be told"),
         ("empty", 2, "is neither an artifact"),
         ("broken.onnx", 2, "not an ONNX file"),
     ],
