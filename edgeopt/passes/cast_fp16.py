@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +17,7 @@ from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import StepError
 from edgeopt.core.protocols import Context, Pass
 from edgeopt.formats import onnx as onnx_format
+from edgeopt.formats.onnx_inner import OnnxInner
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -22,10 +26,16 @@ if TYPE_CHECKING:
 _ALWAYS_FLOAT = ["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"]
 
 
-class CastFp16(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxruntime"), tolerance_db=30.0):
+# A layer stays float where calibration shows half of what float16 can hold: other samples may show more.
+_LARGEST = 65504 / 2
+
+
+class CastFp16(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxruntime"), data=("calibrate?",), tolerance_db=30.0):
     """Cast weights and arithmetic to float16; inputs, outputs and the layers under `keep` stay float32.
 
-    Values beyond ±65504 are cut off; where that breaks the outputs the step fails, and says so.
+    With a split `calibrate`, layers that read or make values near the end of float16's range (±65504) stay float32
+    too; bodies of If and Loop are not looked into. Without one, such values are cut off, and where that breaks the
+    outputs the step fails and says so.
     """
 
     extra: ClassVar[str] = "onnxruntime"
@@ -34,10 +44,15 @@ class CastFp16(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxrun
         default_factory=list, description="names, operator types or patterns of layers that stay float32: Softmax, head*"
     )
 
+    samples: int = Field(default=32, ge=1, description="at most so many calibration samples show how large values get")
+
     def run(self, model: Artifact, ctx: Context) -> Path:
         float16 = registry.need("onnxruntime.transformers.float16", "onnxruntime")
         proto = onnx_format.load(model.path)
         kept = onnx_format.matching(self.keep, {node.name: node.op_type for node in onnx_format.nodes(proto)})
+        large = self._too_large(model.path, ctx)
+        if large:
+            ctx.note("kept_float32", {name: f"reaches {most:.3g}" for name, most in large.items()})
         _separate(proto)
         own = {node.name for node in onnx_format.nodes(proto)}
         floats = sum(tensor.data_type == tensor.FLOAT for tensor in onnx_format.tensors(proto))
@@ -50,7 +65,7 @@ class CastFp16(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxrun
                     keep_io_types=True,
                     disable_shape_infer=proto.ByteSize() > onnx_format.LARGEST_FILE,
                     op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_ALWAYS_FLOAT],
-                    node_block_list=kept,
+                    node_block_list=[*kept, *large],
                 )
             for graph in onnx_format.graphs(cast.graph):
                 _drop_round_trips(graph, own)
@@ -66,6 +81,32 @@ class CastFp16(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxrun
         left = sum(tensor.data_type == tensor.FLOAT for tensor in onnx_format.tensors(cast))
         ctx.note("tensors_cast", floats - left)
         return path
+
+    def _too_large(self, path: Path, ctx: Context) -> dict[str, float]:
+        """Layers that read or make values too large for float16 on calibration samples, with the largest of them."""
+        import numpy as np
+
+        if "calibrate" not in ctx.data:
+            return {}
+        inner = OnnxInner(path)
+        most: dict[str, float] = {}
+        tensors = [*inner.graph.inputs.values(), *(name for node in inner.graph.nodes for name in node.makes)]
+        with tempfile.TemporaryDirectory() as scratch:
+            run = inner.runner(tensors, Path(scratch))
+            for number, (feeds, _) in enumerate(islice(ctx.data["calibrate"].batches(1), self.samples)):
+                ctx.progress(number, self.samples, "looking at ranges")
+                for name, array in run(feeds).items():
+                    if array.dtype.kind == "f" and array.size:
+                        finite = np.abs(array[np.isfinite(array)])  # what is infinite stays so in float16
+                        most[name] = max(most.get(name, 0.0), float(finite.max(initial=0.0)))
+        found = {node.name: _outgrown(node.reads, node.makes, most) for node in inner.graph.nodes}
+        return {name: largest for name, largest in found.items() if largest}
+
+
+def _outgrown(reads: Iterable[str], makes: Iterable[str], most: Mapping[str, float]) -> float:
+    """The largest value that a layer reads or makes, where that is too large for float16, else 0."""
+    found = max((most.get(name, 0.0) for name in (*reads, *makes)), default=0.0)
+    return found if found > _LARGEST else 0.0
 
 
 def _separate(model: ModelProto) -> None:

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import StepError, UsageError
-from edgeopt.core.protocols import Context
+from edgeopt.core.protocols import Context, Sample, Split
 from edgeopt.formats.onnx import Onnx, examples, load, nodes, sort_nodes, tensors
 from edgeopt.formats.openvino import Openvino
 from edgeopt.passes.cast_fp16 import CastFp16
@@ -152,6 +152,31 @@ def test_fp16_that_overflows_shows_in_the_outputs(tmp_path):
     (tmp_path / "again").mkdir()
     path, _ = apply(made, CastFp16(keep=["mm"]), tmp_path / "again")
     assert decibels(made, path) > 100
+
+
+def test_fp16_keeps_in_float_what_calibration_shows_to_be_too_large(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        helper.make_node("Mul", ["h", "up"], ["large"], name="up"),
+        helper.make_node("Mul", ["large", "down"], ["back"], name="down"),
+        helper.make_node("MatMul", ["back", "w"], ["y"], name="last"),
+    ]
+    stored = [
+        small.weight("w", 4, 4),
+        *(numpy_helper.from_array(np.float32(value), name) for name, value in (("up", 4e5), ("down", 2.5e-6))),
+    ]
+    made = artifact(tmp_path, small.model(nodes, [small.value("x", ["N", 4])], [small.value("y", ["N", 4])], stored))
+    for folder in ("blind", "looking"):
+        (tmp_path / folder).mkdir()
+    notes = {}
+    path = CastFp16().run(made, Context(tmp_path / "blind"))
+    with np.errstate(all="ignore"):
+        assert not decibels(made, path) > CastFp16.tolerance_db
+    rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    split = Split("calibrate", lambda: (Sample({"x": row}) for row in rows), made.signature)
+    path = CastFp16().run(made, Context(tmp_path / "looking", data={"calibrate": split}, note=notes.__setitem__))
+    assert decibels(made, path) > 50
+    assert set(notes["kept_float32"]) == {"up", "down"} and notes["tensors_cast"] > 0
 
 
 def test_a_caster_that_fails_is_a_failed_step(tmp_path):
