@@ -37,7 +37,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np  # noqa: E402
 
 import edgeopt  # noqa: E402
-from edgeopt.backends.openvino import BF16_FLAGS  # noqa: E402
 from edgeopt.core import machine, registry  # noqa: E402
 from edgeopt.core.artifact import Artifact  # noqa: E402
 from edgeopt.core.errors import EdgeoptError  # noqa: E402
@@ -137,7 +136,7 @@ class Bench:
 
     def build_peers(self) -> None:
         """The peers' files, each made in a process of its own by default settings."""
-        bf16 = set(BF16_FLAGS) & set(machine.fingerprint()["isa"])
+        bf16 = set(machine.BF16_FLAGS) & set(machine.fingerprint()["isa"])
         for name, places in PEERS.items():
             if name == "olive" and not self.given.olive:
                 self.failures[name] = "not asked for: give --olive PYTHON"

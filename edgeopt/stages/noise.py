@@ -146,15 +146,15 @@ def matched(first: Graph, second: Graph) -> list[Pair]:
     by_name = {
         tensor: found for tensor, names in second.names.items() if (found := next((called[one] for one in names if one in called), None))
     }
-    named = set(by_name.values())
+    named, rounded = set(by_name.values()), set(second.rounded.values())
 
     def counterpart(tensor: str) -> str | None:
         """A quantizer may do an activation's work; the layer before it then has the activation's name, and not its result."""
         found = by_name.get(tensor)
         after, node = maker.get(found or ""), makers.get(tensor)
-        if found and after and node and after.kind in _ACTIVATIONS and after.kind != node.kind and after.reads[0] not in named:
-            before = maker.get(after.reads[0])
-            return after.reads[0] if before and before.kind == node.kind else found
+        taken = tensor in rounded and node is not None and node.kind not in _ACTIVATIONS
+        if taken and after and after.kind in _ACTIVATIONS and after.reads[0] in maker and after.reads[0] not in named:
+            return after.reads[0]
         return found
 
     present = {found for tensor in second.names if (found := counterpart(tensor))}

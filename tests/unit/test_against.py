@@ -222,3 +222,12 @@ def test_weights_are_no_layers() -> None:
     nodes = [helper.make_node("Mul", ["w", "w"], ["ww"]), helper.make_node("MatMul", ["x", "ww"], ["y"], name="m")]
     found = graph_of(small.model(nodes, [small.value("x", [1, 2])], [small.value("y", [1, 2])], [small.weight("w", 2, 2)]).graph, ["x"])
     assert found.nodes == [Node("m", "MatMul", ("y",), ("x",))]
+
+
+def test_an_activation_that_a_quantizer_does_makes_no_false_row_between_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = quantizing.prepared(tmp_path, CNN, quantizing.X86)
+    exact = quantizing.in_openvino(tmp_path, made)
+    path, _ = quantizing.quantize(tmp_path, made, quantizing.X86)
+    found = answered(capsys, exact.path, "--against", path, "--data", data(tmp_path))
+    assert found["summary"].startswith("the function is kept, to ")
+    assert all(layer["sqnr_db"] > 15 for layer in found["layers"])
