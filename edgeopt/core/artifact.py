@@ -45,7 +45,11 @@ class Signature:
             if symbol in spec.shape:
                 return spec.shape.index(symbol)
             return 0 if spec.shape and isinstance(spec.shape[0], str) else None
-        return 0 if len(spec.shape) > 1 or spec.shape == (1,) else None
+        return 0 if len(spec.shape) > 1 or spec.shape in ((1,), (self._fixed_batch,)) else None
+
+    @property
+    def _fixed_batch(self) -> int | str:
+        return next((spec.shape[0] for spec in self.inputs if len(spec.shape) > 1), 1)
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Signature:

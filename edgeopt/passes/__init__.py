@@ -7,6 +7,7 @@ TABLE = (
     "export-onnx",
     "convert-openvino",
     "simplify",
+    "fix-shapes",
     "cast-fp16",
     "execute-bf16",
     "quantize-int8",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,13 @@ from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact, Signature
 from edgeopt.core.errors import EdgeoptError, StepError, UsageError
 from edgeopt.core.plan import Plan
-from edgeopt.core.protocols import Score
+from edgeopt.core.protocols import Sample, Score, Split
 from edgeopt.core.session import ScoreValue
 from edgeopt.stages import statistics, survey
 from edgeopt.stages.children import Child
 from edgeopt.stages.stand_in import Plain
 
-_Batch = tuple[dict[str, Any], list[Any]]
-
-# A process runs this many batches, or this many bytes of them, before the next one's turn.
+# A process runs this many batches, or this many bytes of samples, before the next one's turn.
 CHUNK, CHUNK_BYTES = 64, 64_000_000
 
 
@@ -62,14 +60,14 @@ def score(
                 children[variant] = child
             except EdgeoptError as error:
                 errors[variant] = error
-        for chunk in _chunks(split.batches(used.target.batch)):
+        for chunk in _chunks(split, used.target.batch):
             reference: list[dict[str, Any]] | None = None
-            labels = [label for _, some in chunk for label in some]
+            labels = [sample.label for sample in chunk]
             for variant, runner in children.items():
                 if variant in errors:
                     continue
                 try:
-                    outputs = _through(runner, chunk, artifacts[variant].signature, seen)
+                    outputs = _through(runner, chunk, artifacts[variant].signature, used.target.batch, seen)
                 except UsageError:
                     raise
                 except EdgeoptError as error:
@@ -111,25 +109,25 @@ def ready(plan: Plan) -> dict[str, Score]:
     return found
 
 
-def _chunks(batches: Iterator[_Batch]) -> Iterator[list[_Batch]]:
-    """Batches in heaps of bounded size, so that a process runs for a while before the next one's turn."""
-    heap: list[_Batch] = []
+def _chunks(samples: Iterable[Sample], batch: int) -> Iterator[list[Sample]]:
+    """Samples in heaps of bounded size, whole batches, so that a process runs for a while before the next one's turn."""
+    heap: list[Sample] = []
     size = 0
-    for feeds, labels in batches:
-        heap.append((feeds, labels))
-        size += sum(array.nbytes for array in feeds.values())
-        if len(heap) == CHUNK or size > CHUNK_BYTES:
+    for sample in samples:
+        heap.append(sample)
+        size += sum(array.nbytes for array in sample.inputs.values())
+        if len(heap) % batch == 0 and (len(heap) == CHUNK * batch or size > CHUNK_BYTES):
             yield heap
             heap, size = [], 0
     if heap:
         yield heap
 
 
-def _through(child: Child | Plain, chunk: list[_Batch], signature: Signature, seen: int) -> list[dict[str, Any]]:
-    """The outputs of one process sample by sample; it is frozen when it is not its turn, as in timing."""
+def _through(child: Child | Plain, chunk: list[Sample], signature: Signature, batch: int, seen: int) -> list[dict[str, Any]]:
+    """The outputs of one process sample by sample, stacked as its model takes them; it is frozen when it is not its turn, as in timing."""
     child.thaw()
     found: list[dict[str, Any]] = []
-    for feeds, labels in chunk:
+    for feeds, labels in Split("", lambda: iter(chunk), signature).batches(batch):
         found += split_outputs(child.ask("infer", arrays=feeds)[1], len(labels), signature, seen + len(found))
     child.freeze()
     return found

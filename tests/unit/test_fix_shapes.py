@@ -1,0 +1,193 @@
+"""fix-shapes: open axes get sizes, what values decide stays open, and a batch that is fixed stands beside one that is open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import edgeopt
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import StepError, UsageError
+from edgeopt.core.protocols import Context, Sample, Split
+from edgeopt.formats.onnx import Onnx, examples, load, nodes
+from edgeopt.passes.fix_shapes import FixShapes
+from tests.unit import small_onnx as small
+
+
+def artifact(folder: Path, proto: onnx.ModelProto) -> Artifact:
+    (folder / "files").mkdir()
+    return Artifact(folder, "onnx", "model.onnx", "", "", 0, Onnx().signature(small.write(proto, folder / "files")))
+
+
+def fixed(made: Artifact, folder: Path, samples: list[Sample] | None = None, batch: int = 1, **options: object) -> Path:
+    (folder / "result").mkdir()
+    data = {"calibrate": Split("calibrate", lambda: iter(samples), made.signature)} if samples else {}
+    return FixShapes(**options).run(made, Context(folder / "result", data=data, target={"batch": batch}))
+
+
+def shapes(path: Path) -> dict[str, tuple[int | str, ...]]:
+    signature = Onnx().signature(path)
+    return {spec.name: spec.shape for spec in (*signature.inputs, *signature.outputs)}
+
+
+def same(made: Artifact, path: Path) -> bool:
+    feeds = examples(Onnx().signature(path))
+    before, after = Onnx().runner(made.path)(feeds), Onnx().runner(path)(feeds)
+    return all(np.allclose(array, after[name], atol=1e-5) for name, array in before.items())
+
+
+def image(size: tuple[int, int]) -> Sample:
+    return Sample({"x": np.zeros((3, *size), np.float32)})
+
+
+def flattened() -> onnx.ModelProto:
+    """Reads its own shape, as exporters write `x.view(x.shape[0], -1)`; a size of an example is left in value_info."""
+    made = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"]),
+        helper.make_node("Concat", ["n", "rest"], ["to"], axis=0),
+        helper.make_node("Reshape", ["x", "to"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"], name="product"),
+    ]
+    weights = [small.ints("zero", 0), small.ints("rest", -1), small.weight("w", 12, 4)]
+    proto = small.model(made, [small.value("x", ["N", 3, 4])], [small.value("y", ["N", 4])], weights)
+    proto.graph.value_info.append(small.value("f", [7, 12]))
+    return proto
+
+
+def detector() -> onnx.ModelProto:
+    """Boxes and scores through a suppression: how many are left is for the values to say."""
+    made = [
+        helper.make_node("NonMaxSuppression", ["boxes", "scores", "most"], ["kept"]),
+        helper.make_node("Relu", ["scores"], ["strong"]),
+    ]
+    inputs = [small.value("boxes", ["N", "B", 4]), small.value("scores", ["N", 2, "B"])]
+    outputs = [small.value("kept", ["K", 3], small.INT64), small.value("strong", ["N", 2, "B"])]
+    return small.model(made, inputs, outputs, [small.ints("most", 5)])
+
+
+def recurrent() -> onnx.ModelProto:
+    """Batch first, open in time, with every step's output."""
+    made = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["t", "w", "r"], ["all", "last"], name="rnn", hidden_size=6),
+        helper.make_node("Squeeze", ["all", "axis"], ["s"]),
+        helper.make_node("Transpose", ["s"], ["y"], perm=[1, 0, 2]),
+    ]
+    weights = [small.weight("w", 1, 24, 3), small.weight("r", 1, 24, 6, seed=1), small.ints("axis", 1)]
+    return small.model(made, [small.value("x", ["N", "T", 3])], [small.value("y", ["N", "T", 6])], weights)
+
+
+def test_sizes_come_from_the_target_and_the_samples(tmp_path: Path) -> None:
+    made = artifact(tmp_path, small.cnn())
+    path = fixed(made, tmp_path, [image((8, 6))] * 3, batch=2)
+    assert shapes(path) == {"x": (2, 3, 8, 6), "y": (2, 5)} and same(made, path)
+
+
+def test_shapes_that_were_computed_are_folded(tmp_path: Path) -> None:
+    made = artifact(tmp_path, flattened())
+    path = fixed(made, tmp_path, batch=4)
+    assert shapes(path) == {"x": (4, 3, 4), "y": (4, 4)} and same(made, path)
+    assert [node.op_type for node in nodes(load(path))] == ["Reshape", "MatMul"]
+
+
+def test_only_what_is_named_is_fixed(tmp_path: Path) -> None:
+    made = artifact(tmp_path, recurrent())
+    path = fixed(made, tmp_path, axes={"T": 9})
+    assert shapes(path) == {"x": ("N", 9, 3), "y": ("N", 9, 6)} and same(made, path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"inputs": {"ids": [1, 12]}}, {"axes": {"N": 1, "T": 12}}, {"axes": {"N": 1}, "inputs": {"mask": [1, 12]}}]
+)
+def test_inputs_share_their_axes(tmp_path: Path, options: dict[str, object]) -> None:
+    made = artifact(tmp_path, small.embedding())
+    path = fixed(made, tmp_path, **options)
+    assert shapes(path) == {"ids": (1, 12), "mask": (1, 12), "factor": (), "y": (1, 4), "tokens": (1, 12, 4)} and same(made, path)
+
+
+def test_what_values_decide_stays_open(tmp_path: Path) -> None:
+    made = artifact(tmp_path, detector())
+    path = fixed(made, tmp_path, axes={"N": 1, "B": 20})
+    assert shapes(path) == {"boxes": (1, 20, 4), "scores": (1, 2, 20), "kept": ("K", 3), "strong": (1, 2, 20)} and same(made, path)
+
+
+@pytest.mark.parametrize(
+    "samples, options, cause, remedy",
+    [
+        (None, {"axes": {"Hight": 8}}, "no open axis 'Hight'", "known here: H, N, W"),
+        (None, {"inputs": {"X": [1, 3, 8, 8]}}, "no input 'X'", "known here: x"),
+        (None, {"inputs": {"x": [1, 4, 8, 8]}}, "does not fit the input", "a size for each"),
+        (None, {"axes": {"H": 8}, "inputs": {"x": [1, 3, 9, 8]}}, "'H' is given as 8 and as 9", "one size"),
+        (None, {"axes": {"N": 4}}, "'N' counts samples and would be 4", "batch: 4"),
+        (None, {}, "tell the size of 'H', 'W'", "fix-shapes: {axes: {H: …, W: …}}"),
+        ([image((8, 8)), image((8, 9))], {}, "differ along 'W' (8 … 9)", "fix-shapes: {axes: {H: 8, W: 9}}"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_axes_and_the_option(
+    tmp_path: Path, samples: list[Sample] | None, options: dict[str, object], cause: str, remedy: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        fixed(artifact(tmp_path, small.cnn()), tmp_path, samples, **options)
+    assert cause in caught.value.cause and remedy in (caught.value.remedy or "")
+
+
+def test_sizes_that_the_model_cannot_take_are_said(tmp_path: Path) -> None:
+    made = [helper.make_node("Add", ["x", "places"], ["y"])]
+    proto = small.model(made, [small.value("x", ["N", "T", 8])], [small.value("y", ["N", "T", 8])], [small.weight("places", 10, 8)])
+    with pytest.raises(StepError):
+        fixed(artifact(tmp_path, proto), tmp_path, axes={"N": 1, "T": 12})
+
+
+RECIPE = """\
+edgeopt: 1
+name: fixed
+model: {onnx: model.onnx}
+data:
+  calibrate: {npz: calibrate.npz}
+  evaluate: {npz: evaluate.npz}
+scores: [top1, agreement, sqnr]
+variants:
+  open: []
+  fixed: [fix-shapes]
+targets:
+  - {extends: x86-onnxruntime, name: ort, batch: 4}
+  - {extends: x86-openvino, name: ov, batch: 4}
+measure: {budget_s: 0.5, precision_percent: 50}
+"""
+
+
+@pytest.mark.parametrize(
+    "make, shape, reference",
+    [(small.cnn, (3, 8, 8), "open"), (small.cnn, (3, 8, 8), "fixed"), (recurrent, (9, 3), "open"), (small.decides, (8,), "open")],
+)
+def test_a_fixed_batch_beside_an_open_one(tmp_path: Path, own_store: Path, make, shape: tuple[int, ...], reference: str) -> None:
+    """Ten samples in batches of four: each counts once."""
+    proto = make()
+    if make is small.decides:  # the label only, a rank-1 output
+        del proto.graph.output[1:]
+    onnx.save(proto, tmp_path / "model.onnx")
+    rng = np.random.default_rng(0)
+    for name, count in (("calibrate", 6), ("evaluate", 10)):
+        x = rng.standard_normal((count, *shape)).astype(np.float32)
+        labels = rng.integers(0, 4, (count, 6) if make is recurrent else count)
+        np.savez(tmp_path / f"{name}.npz", x=x, labels=labels)
+    recipe = RECIPE.replace("top1, ", "").replace("agreement, ", "") if make is recurrent else RECIPE
+    recipe = recipe.replace("measure:", f"reference: {reference}\nmeasure:") if reference != "open" else recipe
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    report = edgeopt.run(tmp_path / "recipe.yaml", tmp_path / "out")
+    assert report.exit_code == 0, report.exit_reasons
+    assert {row.status for row in report.rows} == {"measured"}
+    rows = {(row.variant, row.target): row for row in report.rows}
+    for target in ("ort", "ov"):
+        one, other = rows["open", target], rows["fixed", target]
+        assert {found.samples for row in (one, other) for found in row.scores.values()} == {10}
+        if make is not recurrent:
+            assert one.scores["top1"].value == other.scores["top1"].value
+            assert other.scores["agreement"].value == 1.0
+        if make is not small.decides:
+            assert other.scores["sqnr"].value > 60
