@@ -46,7 +46,7 @@ FLOORS = {
     "detector": Floor(0.55, 22, 15),
     "lstm": Floor(0.90, 35, 35),
     "gru": Floor(0.90, 35, 35),
-    "minilm": Floor(None, None, None, {"model_type": "transformer", "calibration": "minmax", "samples": 16}, {8: (29, 31), 4: (10, 10)}),
+    "minilm": Floor(None, 17, None, {"model_type": "transformer", "calibration": "minmax", "samples": 16}, {8: (29, 31), 4: (10, 10)}),
     "gpt": Floor(9.0, 35, 35, weights={8: (50, 50), 4: (38, 38)}),
     "magika": Floor(None, 15, None),
 }
