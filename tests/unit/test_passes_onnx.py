@@ -179,6 +179,18 @@ def test_fp16_keeps_in_float_what_calibration_shows_to_be_too_large(tmp_path):
     assert set(notes["kept_float32"]) == {"up", "down"} and notes["tensors_cast"] > 0
 
 
+def test_fp16_says_where_it_could_not_look(tmp_path):
+    """Samples that the model refuses when it runs: sizes that its Reshape does not take."""
+    nodes = [helper.make_node("Reshape", ["x", "sizes"], ["r"], name="reshape"), helper.make_node("Relu", ["r"], ["y"], name="relu")]
+    stored = [numpy_helper.from_array(np.array([-1, 4], np.int64), "sizes")]
+    made = artifact(tmp_path, small.model(nodes, [small.value("x", ["N", "T"])], [small.value("y", ["M", 4])], stored))
+    split = Split("calibrate", lambda: (Sample({"x": np.ones(3, np.float32)}) for _ in range(2)), made.signature)
+    notes = {}
+    (tmp_path / "result").mkdir()
+    path = CastFp16().run(made, Context(tmp_path / "result", data={"calibrate": split}, note=notes.__setitem__))
+    assert path.is_file() and notes["warning"].startswith("ranges were not looked at: ")
+
+
 def test_a_caster_that_fails_is_a_failed_step(tmp_path):
     proto = small.model(
         [helper.make_node("Odd", ["x"], ["y"], domain="v")], [small.value("x", ["N"])], [small.value("y", ["N"])], domains=["v"]
