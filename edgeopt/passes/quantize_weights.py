@@ -30,8 +30,8 @@ class QuantizeWeights(
 ):
     """Store the weights of matrix products and embeddings in 8 or 4 bits; activations stay float, and so does the arithmetic.
 
-    For transformers, whose weights are what fills memory: 8 bits make a file of about a quarter. Time is saved where reading
-    weights takes it (a decoder's one token after another), and lost elsewhere (MiniLM at 8 bits on onnxruntime: half as fast).
+    For transformers, whose weights are what fills memory: 8 bits make a file of about a quarter. Expect size,
+    not speed: MiniLM at 8 bits is half as fast on onnxruntime; where reading weights takes the time, nothing was measured yet.
     OpenVINO models are quantized by NNCF, ONNX models by onnxruntime, for onnxruntime alone. At 4 bits, embeddings and the
     last layer have 8.
     """
