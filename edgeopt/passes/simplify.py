@@ -10,13 +10,17 @@ from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import StepError
 from edgeopt.core.protocols import Context, Pass
 from edgeopt.formats import onnx as onnx_format
+from edgeopt.passes import simplify_batch_norm
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 
 class Simplify(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxslim")):
-    """Fold constants, drop what nothing reads and fuse known patterns (onnxslim); inputs, outputs and open axes stay."""
+    """Fold constants and batch normalizations, drop what nothing reads and fuse known patterns; inputs and open axes stay.
+
+    By onnxslim, and by own rules for normalizations beside matrix products.
+    """
 
     extra: ClassVar[str] = "onnxruntime"
 
@@ -24,6 +28,8 @@ class Simplify(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxsli
         proto = onnx_format.load(model.path)
         before = len(proto.graph.node)
         slim = slimmed(proto)
+        if folded := simplify_batch_norm.fold(slim):
+            ctx.note("batch_norms_folded", folded)
         ctx.note("nodes", [before, len(slim.graph.node)])
         return onnx_format.save(slim, ctx.folder / onnx_format.MAIN)
 
