@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
+
 from edgeopt.core import registry
-from edgeopt.core.artifact import Artifact
-from edgeopt.core.errors import StepError
+from edgeopt.core.artifact import Artifact, Signature
+from edgeopt.core.errors import StepError, UsageError, did_you_mean
 from edgeopt.core.protocols import Context, Pass
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.passes import simplify_batch_norm
@@ -16,17 +19,33 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-class Simplify(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxslim")):
+class Simplify(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxslim"), changes_signature=True):
     """Fold constants and batch normalizations, drop what nothing reads and fuse known patterns; inputs and open axes stay.
 
-    By onnxslim, and by own rules for normalizations beside matrix products.
+    By onnxslim, and by own rules for normalizations beside matrix products. With `outputs`, all that only the
+    others need goes too; inputs stay, so that the same samples fit. The variants of a target are then scored on
+    the outputs that all of them give.
     """
 
     extra: ClassVar[str] = "onnxruntime"
 
+    outputs: list[str] | None = Field(default=None, min_length=1, description="names of the outputs to keep; default: all")
+
+    def gives(self, before: Signature) -> Signature:
+        names = [spec.name for spec in before.outputs]
+        for name in self.outputs or ():
+            if name not in names:
+                raise UsageError(f"simplify: the model has no output '{name}'", remedy=did_you_mean(name, names))
+        return replace(before, outputs=tuple(spec for spec in before.outputs if spec.name in (self.outputs or names)))
+
     def run(self, model: Artifact, ctx: Context) -> Path:
+        kept = {spec.name for spec in self.gives(model.signature).outputs}
         proto = onnx_format.load(model.path)
-        before = len(proto.graph.node)
+        before, removed = len(proto.graph.node), [value for value in proto.graph.output if value.name not in kept]
+        for value in removed:
+            proto.graph.output.remove(value)
+        if removed:
+            ctx.note("outputs_removed", [value.name for value in removed])
         slim = slimmed(proto)
         if folded := simplify_batch_norm.fold(slim):
             ctx.note("batch_norms_folded", folded)

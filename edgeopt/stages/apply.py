@@ -121,10 +121,12 @@ def _format(name: str) -> Any:
 
 def _check_signature(step: Step, before: Artifact, after: Artifact) -> None:
     """Inputs and outputs keep their names, types and fixed sizes unless the pass declared otherwise."""
-    if step.before is None or step.kind == "compile" or registry.load("passes", step.plug).changes_signature:
+    if step.before is None or step.kind == "compile":
         return
-    for kind in ("inputs", "outputs"):
-        old, new = getattr(before.signature, kind), getattr(after.signature, kind)
+    made: Pass = registry.load("passes", step.plug).model_validate(step.options)
+    wanted = made.gives(before.signature)
+    for kind in ("inputs", "outputs") if wanted else ():
+        old, new = getattr(wanted, kind), getattr(after.signature, kind)
         if len(old) != len(new) or any(not _same(one, other) for one, other in zip(old, new, strict=False)):
             raise StepError(
                 f"{step.plug}: it changed the model's {kind} from ({'; '.join(map(str, old))}) to ({'; '.join(map(str, new))})",
@@ -156,7 +158,7 @@ def _check_parity(plan: Plan, step: Step, store: Store, before: Artifact | None,
     feeds = [stack([sample], after.signature) for sample in kept]
     try:
         new = _outputs(after, feeds, compiled=step.kind == "compile")
-        old, refused = (_outputs(before, feeds), None) if before else _original(plan, step, feeds)
+        old, refused = (_outputs(before, feeds), None) if before else _original(plan, step, after.signature, feeds)
     except Exception as error:  # a model that does not run is a failed step, whatever the runtime raises
         raise from_exception(error, f"{step.plug}: running its result") from error
     origin, outputs = _float(plan, step, store, before), after.signature.outputs
@@ -214,18 +216,23 @@ def _outputs(artifact: Artifact, feeds: list[dict[str, Any]], compiled: bool = F
     """Run samples through a model: by its format's plain runner, or when compiled by the runner that is shipped."""
     if not compiled:
         run = _format(artifact.format).runner(artifact.path)
-        return [run(feed) for feed in feeds]
+        return [_named(artifact.signature, run(feed)) for feed in feeds]
     with Child(artifact.format) as child:
         child.ask("open", path=str(artifact.path), backend=artifact.format, threads=1, requests=1, options={}, execution=artifact.execution)
-        return [child.ask("infer", arrays=feed)[1] for feed in feeds]
+        return [_named(artifact.signature, child.ask("infer", arrays=feed)[1]) for feed in feeds]
 
 
-def _original(plan: Plan, step: Step, feeds: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+def _named(signature: Signature, outputs: dict[str, Any]) -> dict[str, Any]:
+    """Outputs by the signature's names: a runtime may call a tensor otherwise, in the same order."""
+    return dict(zip([spec.name for spec in signature.outputs], outputs.values(), strict=True))
+
+
+def _original(plan: Plan, step: Step, signature: Signature, feeds: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
     """The outputs of the user's own model, or why there are none: it may be one that nothing here runs as it is."""
     made: Pass = registry.load("passes", step.plug).model_validate(step.options)
     try:
         run = made.original(Path(plan.base))
-        return [run(feed) for feed in feeds], None
+        return [_named(signature, run(feed)) for feed in feeds], None
     except Exception as error:  # noqa: BLE001  (whatever a runtime raises that does not take it)
         return [], from_exception(error, "the original does not run here").cause
 
@@ -233,19 +240,18 @@ def _original(plan: Plan, step: Step, feeds: list[dict[str, Any]]) -> tuple[list
 def _compare(step: Step, old: list[dict[str, Any]], new: list[dict[str, Any]], outputs: tuple[TensorSpec, ...]) -> dict[str, Any]:
     """Largest absolute error and SQNR in dB over all samples and outputs; null where nothing was compared.
 
-    Indices beside real-valued outputs are left out, and so is what came out in another number along an open
-    axis (the boxes that a suppression kept): `uncompared` names the latter.
+    Outputs are held against those of the same name. Indices beside real-valued ones are left out, and so is
+    what came out in another number along an open axis (the boxes that a suppression kept): `uncompared` names the latter.
     """
     if not old:
         return {"max_abs": None, "sqnr_db": None, "not_finite": None, "uncompared": []}
     signal = noise = largest = 0.0
     not_finite, uncompared, compared = None, dict[str, None](), 0
-    real = [np.dtype(spec.dtype).kind == "f" for spec in outputs]
+    shared = [spec for spec in outputs if spec.name in old[0]]
+    judged = [spec for spec in shared if np.dtype(spec.dtype).kind == "f"] or shared
     for one, other in zip(old, new, strict=True):
-        for a, b, spec, judged in zip(one.values(), other.values(), outputs, real, strict=True):
-            if any(real) and not judged:
-                continue
-            x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+        for spec in judged:
+            x, y = np.asarray(one[spec.name], dtype=np.float64), np.asarray(other[spec.name], dtype=np.float64)
             if x.shape != y.shape:
                 if len(x.shape) == len(y.shape) == len(spec.shape) and all(
                     had == has or isinstance(size, str) for had, has, size in zip(x.shape, y.shape, spec.shape, strict=True)

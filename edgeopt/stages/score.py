@@ -37,12 +37,13 @@ def score(
 
     Returns {"scores": {variant: {label: ScoreValue}}, "errors": {variant: error}}. The reference is
     walked first, so that scores against it need no stored outputs: memory stays that of one chunk.
+    Scores see the outputs that all variants give, by name and in the first one's order: what is compared is the same thing.
     `run` is the run folder, which knows what samples the build saw.
     """
     used = plan.target_of(target)
     ordered = {plan.reference: rows[plan.reference], **rows} if plan.reference in rows else rows
     artifacts = {variant: Artifact.read(path) for variant, path in ordered.items()}
-    scores = ready(plan)
+    scores, outputs_of_all = ready(plan), _shared(artifacts)
     values: dict[str, dict[str, list[Any]]] = {variant: {label: [] for label in scores} for variant in artifacts}
     errors: dict[str, EdgeoptError] = {}
     signature = next(iter(artifacts.values())).signature
@@ -67,12 +68,13 @@ def score(
                 if variant in errors:
                     continue
                 try:
-                    outputs = _through(runner, chunk, artifacts[variant].signature, used.target.batch, seen)
+                    found = _through(runner, chunk, artifacts[variant].signature, used.target.batch, seen)
                 except UsageError:
                     raise
                 except EdgeoptError as error:
                     errors[variant] = error
                     continue
+                outputs = [{name: one[name] for name in outputs_of_all} for one in found]
                 if variant == plan.reference:
                     reference = outputs
                 _judge(scores, values[variant], outputs, labels, reference, seen)
@@ -106,6 +108,19 @@ def ready(plan: Plan) -> dict[str, Score]:
         made: Score = registry.load("scores", use.name).model_validate(use.options)
         made.ready(Path(plan.base))
         found[str(use.options.get("label") or use.name)] = made
+    return found
+
+
+def _shared(artifacts: dict[str, Artifact]) -> list[str]:
+    """Names of the outputs that all variants give, in the first one's order. Raises UsageError when there are none."""
+    given = {variant: [spec.name for spec in artifact.signature.outputs] for variant, artifact in artifacts.items()}
+    found = [name for name in next(iter(given.values())) if all(name in names for names in given.values())]
+    if not found:
+        told = "; ".join(f"{variant}: {', '.join(names)}" for variant, names in given.items())
+        raise UsageError(
+            f"no output is given by all variants ({told})",
+            remedy="keep one in common (`simplify: {outputs: […]}`), so that the variants can be held against each other",
+        )
     return found
 
 

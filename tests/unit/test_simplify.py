@@ -1,4 +1,4 @@
-"""simplify: batch normalizations that layers beside them take up, and those that must stay."""
+"""simplify: batch normalizations that layers beside them take up, those that must stay, and outputs that go on request."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import pytest
 import small_onnx as small
 from onnx import TensorProto, helper, numpy_helper
 
+import edgeopt
 from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import UsageError
 from edgeopt.core.protocols import Context
 from edgeopt.formats.onnx import Onnx, examples, load
 from edgeopt.passes.simplify import Simplify
+from tests import walks
 
 
 def norm(source: str, result: str, name: str = "bn", **more: int) -> onnx.NodeProto:
@@ -119,3 +122,52 @@ def test_weights_of_another_type_than_the_normalization_are_left_alone(tmp_path:
     proto = small.model(made, [small.value("x", ROW)], [small.value("y", WIDE)], [*half, *ON_4])
     made, path, notes = simplified(tmp_path, proto)
     assert same(made, path) and "batch_norms_folded" not in notes
+
+
+def three_outputs() -> onnx.ModelProto:
+    """Three linear heads of one width on one trunk; the first is large, so that a mix-up by position shows."""
+    made = [node("Gemm", "x", "w", "h"), *(node("Gemm", "h", f"w{index}", name) for index, name in enumerate("abc"))]
+    stored = [
+        small.weight("w", 16, 8),
+        *(small.weight(f"w{index}", 8, 4, seed=index, scale=scale) for index, scale in enumerate((9, 0.3, 1))),
+    ]
+    return small.model(made, [small.value("x", ["N", 16])], [small.value(name, WIDE) for name in "abc"], stored)
+
+
+def test_outputs_go_on_request_with_all_that_only_they_need(tmp_path: Path) -> None:
+    made, path, notes = simplified(tmp_path, three_outputs(), outputs=["c", "b"])
+    assert [spec.name for spec in Onnx().signature(path).outputs] == ["b", "c"] and same(made, path)
+    assert notes["outputs_removed"] == ["a"] and notes["nodes"] == [4, 3]
+    assert len(load(path).graph.initializer) == 3
+
+
+def test_an_output_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no output 'd'") as caught:
+        simplified(tmp_path, three_outputs(), outputs=["d"])
+    assert "a, b, c" in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize("reference, target", [("all", "x86-onnxruntime"), ("some", "x86-openvino")])
+def test_the_walk_goes_by_the_names_of_outputs(tmp_path: Path, own_store: Path, reference: str, target: str) -> None:
+    variants = "\n  all: []\n  some: [{simplify: {outputs: [c]}}, cast-fp16]"
+    recipe = walks.RECIPE.replace("\n  fp32: []", variants).replace('"null"', target)
+    path = walks.write(
+        tmp_path, recipe.replace("targets:", f"reference: {reference}\ntargets:").replace("0.5}", "0.2, precision_percent: 50}")
+    )
+    onnx.save(three_outputs(), tmp_path / "model.onnx")
+    report = edgeopt.run(path, tmp_path / "out")
+    assert report.exit_code == 0, report.exit_reasons
+    rows = {row.variant: row for row in report.rows}
+    assert {row.status for row in report.rows} == {"measured"} and len(rows) == 2
+    for row in report.rows:  # all of output c: what is scored is the same thing in every row
+        assert row.scores["sqnr"].value > 55 and row.scores["agreement"].value > 0.95
+        assert row.scores["top1"].value == pytest.approx(rows["all"].scores["top1"].value, abs=0.05)
+
+
+def test_variants_with_no_output_in_common_cannot_be_compared(tmp_path: Path, own_store: Path) -> None:
+    variants = "\n  one: [{simplify: {outputs: [a]}}]\n  two: [{simplify: {outputs: [b]}}]"
+    recipe = walks.RECIPE.replace("\n  fp32: []", variants).replace("targets:", "reference: one\ntargets:")
+    path = walks.write(tmp_path, recipe.replace('"null"', "x86-onnxruntime"))
+    onnx.save(three_outputs(), tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match=r"given by all variants \(one: a; two: b\)"):
+        edgeopt.run(path, tmp_path / "out")
