@@ -169,7 +169,8 @@ def _build(model: Artifact, plan: dict[str, Any], options: TensorrtOptions, ctx:
         made = tensorrt_engine.ask(request, options.build_limit_s)
     except Problem as problem:
         raise _KINDS.get(problem.kind, StepError)(f"{problem.cause} [checker, layer C]", remedy=problem.remedy) from problem
-    record = {**plan, **made, "engine": ENGINE, "gpu": gpu, "cuda": found.cuda, "compute_capabilities": _built_for(options, gpu)}
+    driver = {"driver": found.driver or None, "cuda": found.cuda}
+    record = {**plan, **made, "engine": ENGINE, "gpu": gpu, **driver, "compute_capabilities": _built_for(options, gpu)}
     (ctx.folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     for name in ("version", "seconds", "size_bytes", "warnings"):
         ctx.note(f"engine_{name}" if name != "warnings" else name, made[name])

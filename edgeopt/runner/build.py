@@ -52,7 +52,7 @@ def build(bundle: Path) -> str:
     here = _here(plan)
     folder, name = bundle / "engines", key(plan, here)
     folder.mkdir(exist_ok=True)
-    now = current(folder)
+    now, told = current(folder), {**here._asdict(), **driver(here)}
     if now == name and _sound(folder / name):
         return f"up to date: engines/{name}/{ENGINE}"
     began, reused = time.monotonic(), _sound(folder / name)
@@ -61,13 +61,21 @@ def build(bundle: Path) -> str:
             _compile(plan, model, folder / name, here)
         worst = _test(bundle, manifest, folder / name / ENGINE, plan["options"])
     except Problem as problem:
-        _note(folder, key=name, outcome="failed", cause=problem.cause, kept=now, here=here._asdict())
+        _note(folder, key=name, outcome="failed", cause=problem.cause, kept=now, here=told)
         if not reused:
             shutil.rmtree(folder / name, ignore_errors=True)
         raise
     _replace(folder / CURRENT, {"key": name, "engine": f"{name}/{ENGINE}"})
     outcome = "reused" if reused else "built"
-    _note(folder, key=name, outcome=outcome, seconds=round(time.monotonic() - began, 3), worst_error=worst, before=now, here=here._asdict())
+    _note(
+        folder,
+        key=name,
+        outcome=outcome,
+        seconds=round(time.monotonic() - began, 3),
+        worst_error=worst,
+        before=now,
+        here=told,
+    )
     return f"{outcome}: engines/{name}/{ENGINE} reproduces the golden outputs (worst error {worst:.2g} of the largest value)"
 
 
@@ -94,17 +102,26 @@ def verified(bundle: Path) -> dict[str, Any]:
 
 
 def key(plan: dict[str, Any], here: library.Finding) -> str:
-    """What an engine depends on: the model's files, the product and its version, the GPU, the driver, the options and the shapes."""
+    """What an engine depends on: the model's files, the product and its version, the GPU, the driver, the options and the shapes.
+
+    Of a driver that does not tell its version only its CUDA counts; `log.jsonl` says which it was.
+    """
     parts = {
         "files": plan["files"],
         "product": plan["product"],
         "version": here.version,
         "gpu": here.gpus[0],
-        "driver": here.cuda,
+        "cuda": here.cuda,
+        "driver": here.driver,
         "options": plan["options"],
         "profile": plan["profile"],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def driver(here: library.Finding) -> dict[str, Any]:
+    """The driver as evidence tells it: its version, or null where it cannot be read, and the CUDA that it is for (13020: 13.2)."""
+    return {"driver": here.driver or None, "cuda": here.cuda}
 
 
 def current(folder: Path) -> str | None:
@@ -151,7 +168,7 @@ def _compile(plan: dict[str, Any], model: Path, place: Path, here: library.Findi
         }
         made = tensorrt_engine.ask(request, plan["options"]["build_limit_s"])
         capabilities = plan["options"]["compute_capabilities"] if plan["product"] == "rtx" else [here.gpus[0]["compute_capability"]]
-        record = {**plan, **made, "engine": ENGINE, "gpu": here.gpus[0], "cuda": here.cuda, "compute_capabilities": capabilities}
+        record = {**plan, **made, "engine": ENGINE, "gpu": here.gpus[0], **driver(here), "compute_capabilities": capabilities}
         (part / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         shutil.rmtree(place, ignore_errors=True)
         part.rename(place)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RECORD = "build.json"
 _AUTO_SLOTS = 2
+_WIDEN = "widen it, options: {profiles: {AXIS: [min, opt, max]}} (the batch axis: the target's `batch`), and build again"
 
 
 def open(path: Path, *, threads: int, requests: int | str, options: dict[str, Any], execution: dict[str, str]) -> TensorrtSession:
@@ -62,6 +63,20 @@ def foreign(record: dict[str, Any], here: library.Finding) -> str:
     if gpu["compute_capability"] in wanted or options.get("hardware_compatibility") == "ampere_plus":
         return ""
     return f"the engine is for compute capability {' or '.join(wanted)}, the GPU here ({gpu['name']}) has {gpu['compute_capability']}"
+
+
+def outside(record: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> str:
+    """Which axis of which input leaves the range that the engine was built for, in plain words, or an empty string."""
+    for name, _, axes in record["inputs"]:
+        if name not in record["profile"]:
+            continue
+        least, _, most = record["profile"][name]
+        for index, (size, low, high) in enumerate(zip(shapes[name], least, most, strict=True)):
+            if not low <= size <= high:
+                axis = f"axis '{axes[index]}'" if isinstance(axes[index], str) else f"axis {index}"
+                takes = f"{low} to {high}" if low < high else f"{low} only"
+                return f"{axis} of the input '{name}' is {size}; the engine was built for {takes}"
+    return ""
 
 
 class TensorrtSession:
@@ -145,7 +160,8 @@ class Slot:
     """One inference at a time: a context, a stream, buffers, and the graph of its launch."""
 
     def __init__(self, engine: trt.ICudaEngine, cache: RuntimeCache, session: TensorrtSession) -> None:
-        self.inputs, self.outputs, self._rtx = session.inputs, session.outputs, session.record["product"] == "rtx"
+        self.record, self.inputs, self.outputs = session.record, session.inputs, session.outputs
+        self._rtx = self.record["product"] == "rtx"
         self.graphs = session.graphs and not self._rtx  # RTX records its own, by its runtime's settings
         self.stream = tensorrt_cuda.Stream()
         self.context: trt.IExecutionContext = cache.context(session.graphs) if self._rtx else engine.create_execution_context()
@@ -187,13 +203,14 @@ class Slot:
 
     def _reshape(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """New shapes: buffers, addresses and graph are made anew; TensorRT needs one plain run before it can be recorded."""
+        if reason := outside(self.record, shapes):
+            raise Problem("usage", reason, _WIDEN)
         self._release()
         for name, shape in shapes.items():
             with log.collected():
                 fits = self.context.set_input_shape(name, shape)
             if not fits:
-                remedy = "widen the range of that axis under profiles and build again"
-                raise Problem("usage", f"the input '{name}' of {list(shape)} is outside the engine's profile", remedy)
+                raise Problem("usage", f"the input '{name}' of {list(shape)} is outside the engine's profile", _WIDEN)
         if missing := self.context.infer_shapes():
             raise Problem("step", f"TensorRT cannot tell the shapes: {', '.join(missing)} are not given", "build the engine again")
         for port in (*self.inputs, *self.outputs):

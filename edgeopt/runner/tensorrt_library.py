@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import subprocess
 import sys
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 __all__ = ["EXTRAS", "PACKAGES", "TITLES", "Finding", "gpu_problem", "load", "look", "trt", "why_not_build", "why_not_run"]
@@ -22,16 +24,25 @@ EXTRAS = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
 _LESSER = {"tensorrt": ("tensorrt_lean", "tensorrt_dispatch"), "rtx": ()}
 _NO_DEVICE = 100
+# Where a driver without NVML tells its version: the file, what to read in it, and what to call that.
+DRIVER_FILES = (
+    ("/proc/driver/nvidia/version", r"Kernel Module(?: for \w+)?\s+(\d[\d.]*)", ""),
+    ("/etc/nv_tegra_release", r"# R(\d+) \(release\), REVISION: ([\d.]+)", "L4T "),
+)
 
 
 class Finding(NamedTuple):
-    """`library`: why the product cannot be used, or empty; `gpu`: why no GPU can, or empty; its version, the driver's CUDA and the GPUs."""
+    """`library`: why the product cannot be used, or empty; `gpu`: why no GPU can, or empty; its version, the driver's CUDA and the GPUs.
+
+    `driver` is the driver's own version, as 580.65.06; empty where nothing tells it.
+    """
 
     library: str
     gpu: str
     version: str = ""
     cuda: int = 0
     gpus: tuple[dict[str, Any], ...] = ()
+    driver: str = ""
 
 
 @cache
@@ -135,6 +146,24 @@ def _gpu(cuda: Any, index: int) -> dict[str, Any]:
     return {"name": name.value.decode(errors="replace"), "compute_capability": f"{major.value}.{minor.value}"}
 
 
+def driver_version() -> str:
+    """The NVIDIA driver's version as NVML tells it, else the kernel module, else (Jetson) the release of L4T; empty where none does."""
+    name = ctypes.create_string_buffer(80)  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() == 0 and nvml.nvmlSystemGetDriverVersion(name, 80) == 0 and name.value:
+            return name.value.decode(errors="replace")
+    except (OSError, AttributeError):
+        pass
+    for path, pattern, title in DRIVER_FILES:
+        try:
+            if found := re.search(pattern, Path(path).read_text(errors="replace")):
+                return title + ".".join(found.groups())
+        except OSError:
+            continue
+    return ""
+
+
 def _last(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1] if lines else "it says nothing"
@@ -144,7 +173,7 @@ def _main(product: str) -> None:
     library = library_problem(product)
     gpu, cuda, gpus = gpu_problem()
     version = "" if library else str(import_module(PACKAGES[product]).__version__)
-    print(json.dumps(Finding(library, gpu, version, cuda, tuple(gpus))._asdict()), flush=True)
+    print(json.dumps(Finding(library, gpu, version, cuda, tuple(gpus), "" if gpu else driver_version())._asdict()), flush=True)
 
 
 if __name__ == "__main__":

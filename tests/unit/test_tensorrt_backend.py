@@ -363,6 +363,33 @@ def test_no_driver_and_a_driver_without_a_gpu_differ(driver, said, monkeypatch):
     assert said or cuda == 13020
 
 
+class Nvml:
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlSystemGetDriverVersion(self, name, size) -> int:
+        name.value = b"580.65.06"
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.124.06  Wed Feb 26 2025\nGCC version: gcc 11", "570.124.06"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.65.06  Release Build", "580.65.06"),
+        ("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64", "L4T 36.4.3"),
+        ("nothing that anyone knows", ""),
+    ],
+)
+def test_the_driver_s_version_is_that_of_nvml_or_of_its_files(text, version, tmp_path, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    (tmp_path / "told").write_text(text)
+    monkeypatch.setattr(library, "DRIVER_FILES", [(tmp_path / "told", *rest) for _, *rest in library.DRIVER_FILES])
+    assert library.driver_version() == version
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml())
+    assert library.driver_version() == "580.65.06"
+
+
 def test_building_and_running_are_asked_apart(monkeypatch):
     gpu = {"name": "GPU", "compute_capability": "8.6"}
     for here, builds, runs in [

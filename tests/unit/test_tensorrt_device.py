@@ -151,6 +151,7 @@ def test_it_builds_once_tests_and_says_what_it_did(tmp_path, on_a_device):
     assert build.build(folder).startswith("up to date")
     (line,) = (folder / "engines" / "log.jsonl").read_text().splitlines()
     assert json.loads(line)["outcome"] == "built" and json.loads(line)["worst_error"] == 1e-6
+    assert json.loads(line)["here"]["driver"] is None and json.loads(line)["here"]["cuda"] == 13020 == record["cuda"]
 
 
 @rtx
@@ -159,12 +160,14 @@ def test_another_driver_gpu_version_or_option_gets_an_engine_of_its_own(tmp_path
     plan = json.loads((folder / "model" / "build-plan.json").read_text())
     others = [
         HERE._replace(cuda=12080),
+        HERE._replace(driver="580.65.06"),
+        HERE._replace(driver="580.82.07"),
         HERE._replace(version="1.8"),
         HERE._replace(gpus=({**ADA, "name": "another"},)),
     ]
     keys = {build.key(plan, HERE), *(build.key(plan, one) for one in others)}
     keys |= {build.key({**plan, "options": {**plan["options"], "tf32": True}}, HERE), build.key({**plan, "files": {}}, HERE)}
-    assert len(keys) == 6
+    assert len(keys) == 8
 
 
 @rtx
@@ -291,6 +294,35 @@ def test_without_a_gpu_it_is_told_not_tried(tmp_path):
 def test_an_engine_for_another_machine_is_told_in_plain_words(changes, said, tmp_path):
     record = tensorrt.verified(engine(tmp_path, **changes))
     assert tensorrt.foreign(record, HERE) == said
+
+
+RANGES = {"inputs": [["x", "float32", ["N", "T", 16]], ["m", "float32", [4]]], "profile": {"x": [[1, 8, 16], [1, 16, 16], [1, 64, 16]]}}
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((1, 8, 16), ""),
+        ((1, 64, 16), ""),
+        ((1, 65, 16), "axis 'T' of the input 'x' is 65; the engine was built for 8 to 64"),
+        ((1, 7, 16), "axis 'T' of the input 'x' is 7; the engine was built for 8 to 64"),
+        ((2, 8, 16), "axis 'N' of the input 'x' is 2; the engine was built for 1 only"),
+    ],
+)
+def test_shapes_outside_the_profile_are_told_by_axis_size_and_range(shape, said):
+    assert tensorrt.outside(RANGES, {"x": shape, "m": (4,)}) == said
+
+
+def test_shapes_outside_the_profile_never_reach_the_engine():
+    class Engine:
+        def __getattr__(self, name):
+            pytest.fail(f"the engine was asked: {name}")
+
+    slot = object.__new__(tensorrt.Slot)  # a whole one takes a GPU
+    slot.record, slot.inputs, slot.buffers, slot.context = RANGES, tensorrt._ports(RANGES["inputs"]), {}, Engine()
+    with pytest.raises(Problem, match="axis 'T'") as caught:
+        slot.load({"x": np.zeros((1, 65, 16), np.float32), "m": np.zeros(4, np.float32)})
+    assert caught.value.kind == "usage" and "profiles: {AXIS: [min, opt, max]}" in caught.value.remedy
 
 
 # -- figures ---------------------------------------------------------------------------------------
