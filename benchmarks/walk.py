@@ -22,7 +22,7 @@ from typing import Any
 
 CLONE = Path(__file__).resolve().parent.parent
 EDGEOPT = str(Path(sys.executable).parent / "edgeopt")
-FRAMEWORKS = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt_rtx", "numpy")
+FRAMEWORKS = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt_rtx", "scipy")
 MISSED: list[str] = []
 # Put before all else on the path of a run: frameworks are found, as the planner looks, but whoever imports one is written down and fails.
 POISON = """\

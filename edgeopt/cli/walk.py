@@ -46,14 +46,13 @@ def run(recipe: Path, output: Path | None, remeasure: bool, quiet: bool, verbose
     from edgeopt.cli.progress import listen
     from edgeopt.core.recipe import load
     from edgeopt.stages.plan import plan
-    from edgeopt.stages.run import choose_folder
-    from edgeopt.stages.run import run as stage
+    from edgeopt.stages.run import choose_folder, walk
 
     loaded = load(recipe)
-    plan(loaded)  # a recipe that cannot be planned leaves no run folder behind
+    planned = plan(loaded)  # a recipe that cannot be planned leaves no run folder behind
     folder = choose_folder(loaded.name, output)
     with listen(quiet, verbose) as progress:
-        report = stage(loaded, folder, remeasure=remeasure, progress=progress)
+        report = walk(planned, folder, Path(loaded.file), remeasure=remeasure, progress=progress)
     return judged_answer(report, folder)
 
 

@@ -13,6 +13,8 @@ from edgeopt.core.protocols import Options
 RECORD = "session.json"
 Interval = tuple[float, float]
 Verdict = Literal["faster", "slower", "indistinguishable", "not comparable"]
+# Samples that a percentile needs before it may be told: MLPerf's early stopping at confidence .99.
+NEEDED = {50.0: 2, 90.0: 64, 95.0: 130, 99.0: 662, 99.9: 6636}
 
 
 class Latency(Options):

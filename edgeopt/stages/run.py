@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from edgeopt.core.errors import UsageError
+from edgeopt.core.plan import Plan
 from edgeopt.core.progress import Progress
 from edgeopt.core.recipe import Recipe, load
 from edgeopt.core.report import Report
@@ -57,11 +58,23 @@ def run(
     Raises EdgeoptError when the recipe or its data are wrong. A failed or unavailable variant does not
     raise: its row says why.
     """
-    store, progress = store or Store(), progress or Progress()
+    store = store or Store()
     loaded = recipe if isinstance(recipe, Recipe) else load(Path(recipe))
     planned = plan(loaded, store)
-    folder = choose_folder(loaded.name, output)
-    source = Path(loaded.file)
+    return walk(planned, choose_folder(loaded.name, output), Path(loaded.file), store=store, remeasure=remeasure, progress=progress)
+
+
+def walk(
+    planned: Plan,
+    folder: Path,
+    source: Path,
+    *,
+    store: Store | None = None,
+    remeasure: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Walk a plan of the recipe file `source` into a run folder; otherwise as `run`."""
+    store, progress = store or Store(), progress or Progress()
     if source.is_file():
         shutil.copyfile(source, folder / "recipe.yaml")
     build(planned, folder, store=store, progress=progress)

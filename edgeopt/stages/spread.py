@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeopt.core.session import NEEDED
 from edgeopt.stages.numbers import NONE, measured
 
 FILE = "latency.npz"
@@ -51,8 +52,6 @@ def spread(folder: Path, session: str | None, variants: list[str]) -> dict[str, 
 
 def _spread(samples: Any) -> Spread:
     import numpy as np
-
-    from edgeopt.stages.statistics import NEEDED
 
     high = float(np.percentile(samples, DRAWN))
     inside = samples[samples <= high]

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from edgeopt.core.session import Interval, Latency, Speedup, Verdict
+from edgeopt.core.session import NEEDED, Interval, Latency, Speedup, Verdict
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-# Samples that a percentile needs before it may be told: MLPerf's early stopping at confidence .99.
-NEEDED = {50.0: 2, 90.0: 64, 95.0: 130, 99.0: 662, 99.9: 6636}
 RESAMPLES = 1000
 TRIMMED = 0.15  # share of the rounds that is cut off at each end
 

@@ -26,7 +26,7 @@ from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import EdgeoptError
 from edgeopt.core.plan import Plan, PlanTarget
 from edgeopt.core.protocols import Sample
-from edgeopt.core.session import Measured
+from edgeopt.core.session import NEEDED, Measured
 from edgeopt.stages import statistics
 from edgeopt.stages.children import Template
 from edgeopt.stages.conditions import Conditions
@@ -121,7 +121,7 @@ class _Rounds:
                 return
             widest = max(_width(lane) for lane in self.here())
             self.progress(done, 0, f"round {done}" + (f": p50 known to ±{100 * widest:.1f} %" if done > 1 else ""))
-            enough = all(sum(map(len, lane.blocks())) >= statistics.NEEDED[90.0] for lane in self.here())
+            enough = all(sum(map(len, lane.blocks())) >= NEEDED[90.0] for lane in self.here())
             if done >= LEAST and enough and widest <= wanted:
                 return
             if done >= FEWEST and clock.monotonic() + 0.8 * longest > end:
