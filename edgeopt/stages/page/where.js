@@ -68,7 +68,7 @@ CHARTS.roofline = (box, target) => {
   const floor = Math.min(...rows.map((row) => row.y)) / 2;
   const across = steps(low, high, box.clientWidth / 60), up = steps(floor, roof * 1.1, 12);
   const slope = (rate) => [{ x: Math.max(low, floor / rate), y: Math.max(low, floor / rate) * rate, rate }, { x: roof / rate, y: roof, rate }];
-  // A roof close below another has its name below its line.
+  // A roof has its name where it begins, away from the variants' names; one close below another has it below its line.
   const falling = [...gops].sort((a, b) => b[2] - a[2]).map(([kind, name, top], index, all) => ({ kind, name, top, below: index > 0 && all[index - 1][2] / top < 1.35 }));
   const flats = gops.flatMap(([kind, , top]) => [{ kind, x: Math.max(low, top / fast), y: top }, { kind, x: high, y: top }]);
   const figure = Plot.plot({
@@ -83,7 +83,7 @@ CHARTS.roofline = (box, target) => {
       Plot.axisY(up, { tickFormat: digits, tickSize: 0, label: "GOP/s", labelArrow: "none" }),
       Plot.line([...slope(fast), ...slope(slow)], { x: "x", y: "y", z: "rate", stroke: "var(--mark)", strokeWidth: 1.5 }),
       Plot.line(flats, { x: "x", y: "y", z: "kind", stroke: (one) => colour(one.kind), strokeWidth: 2 }),
-      ...[false, true].map((below) => Plot.text(falling.filter((one) => one.below === below), { x: high, y: "top", text: (one) => `${one.name} ${digits(one.top)} GOP/s`, textAnchor: "end", dx: -4, dy: below ? 9 : -9, fill: "var(--ink)", stroke: "var(--paper)", strokeWidth: 3 })),
+      ...[false, true].map((below) => Plot.text(falling.filter((one) => one.below === below), { x: (one) => Math.max(low, one.top / fast), y: "top", text: (one) => `${one.name} ${digits(one.top)} GOP/s`, textAnchor: "start", dx: 6, dy: below ? 9 : -9, fill: "var(--ink)", stroke: "var(--paper)", strokeWidth: 3 })),
       Plot.ruleX(ordered, { x: "x", y1: "y", y2: (row) => row.y / row.roof[2], stroke: "var(--mark)", strokeOpacity: rows.length > MANY ? 0 : 0.6, strokeDasharray: "2 3" }),
       ...marks(ordered, rows.length > MANY),
       Plot.text(ordered, { x: "x", y: "y", text: "variant", dx: 10, textAnchor: "start", fill: "var(--ink)", stroke: "var(--paper)", strokeWidth: 3, className: "names" }),
