@@ -9,8 +9,9 @@ STAMP  := $(VENV)/.edgeopt-ready
 demo: $(STAMP)
 	$(BIN)/edgeopt run recipes/mnist-cnn.yaml
 
+# Two files of tests at a time, fast ones first; a file's tests share their models.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -85,7 +85,7 @@ def _step(run: Path, root: Path, key: str) -> None:
         engine()
     libraries = _status("VmRSS")
     store.drop("artifacts", key)
-    apply.apply(plan, step, store, lambda done, total, text: None)
+    apply.apply(plan, step, store, run, lambda done, total, text: None)
     print(started, libraries, _status("VmHWM"), before.size_bytes)
 
 

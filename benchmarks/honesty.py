@@ -288,8 +288,10 @@ def _theirs(backend: str, path: Path, threads: int) -> float:
     settings = ["-api", "sync", "-hint", "none", "-nthreads", str(threads), "-nstreams", "1", "-infer_precision", "f32", "-t", "2"]
     tool = Path(sys.executable).parent / "benchmark_app"
     said = subprocess.run([str(tool), "-m", str(path), "-d", "CPU", *settings], capture_output=True, text=True, check=True).stdout
-    [median] = re.findall(r"Median:\s*([0-9.]+) ms", said)
-    return float(median)
+    found = re.search(r"Median:\s*([0-9.]+) ms", said)
+    if not found:
+        raise SystemExit(f"benchmark_app told no median:\n{said[-2000:]}")
+    return float(found[1])
 
 
 # ---- our own cost
