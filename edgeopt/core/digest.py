@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+_INSTALLED = ("site-packages", "dist-packages")
 _CHUNK = 1 << 20
 _known: dict[tuple[str, int, int, int], str] = {}
 
@@ -47,8 +48,16 @@ def of_folder(folder: Path) -> str:
 
 
 def of_files(paths: Iterable[Path], base: Path) -> list[list[str]]:
-    """Names relative to `base` and digests of files, sorted. Names count: a moved image has another label."""
-    return sorted([Path(os.path.relpath(path, base)).as_posix(), of_file(path)] for path in paths)
+    """Names and digests of files, sorted. Names count: a moved image has another label.
+
+    They are relative to `base`; those of installed files begin at site-packages, wherever an environment lies.
+    """
+    return sorted([_name(path, base), of_file(path)] for path in paths)
+
+
+def _name(path: Path, base: Path) -> str:
+    at = next((index for index, part in enumerate(path.parts) if part in _INSTALLED), None)
+    return "/".join(path.parts[at:]) if at is not None else Path(os.path.relpath(path, base)).as_posix()
 
 
 def load_memo(path: Path) -> None:

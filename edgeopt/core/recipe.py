@@ -152,8 +152,9 @@ class Recipe(Options):
         return self._document.place(path) if self._document else None
 
 
-def load(path: Path) -> Recipe:
+def load(path: Path | str) -> Recipe:
     """Read and check a recipe file. Raises RecipeErrors with everything that is wrong in it."""
+    path = Path(path)
     return check(read_yaml(path, missing="check the path; `edgeopt init MODEL` writes a recipe"), path.resolve().parent)
 
 

@@ -81,3 +81,24 @@ def test_what_is_timed_belongs_to_this_machine(base, monkeypatch):
     monkeypatch.setattr(machine, "fingerprint", lambda: {**here, "id": "another"})
     assert key(base, "prune-channels") == plain
     assert key(base, "{prune-channels: {latency: 0.5}}") != timed
+
+
+def test_where_the_recipe_and_the_environment_lie_is_in_no_key(tmp_path):
+    named = []
+    for place in ("here/recipes", "there/deep/recipes"):
+        base = tmp_path / place
+        installed = base.parent / ".venv/lib/python3.11/site-packages/weights/net.pth"
+        for path in (installed, base / "model.py"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("same")
+        named.append(digest.of_files([installed, base / "model.py"], base))
+    assert (
+        named[0]
+        == named[1]
+        == [["model.py", digest.of_file(base / "model.py")], ["site-packages/weights/net.pth", digest.of_file(installed)]]
+    )
+
+
+def test_a_recipe_is_loaded_from_a_path_or_its_text(base):
+    (base / "recipe.yaml").write_text(RECIPE.replace("PASSES", "prune-2-4"))
+    assert recipe.load(str(base / "recipe.yaml")) == recipe.load(base / "recipe.yaml")
