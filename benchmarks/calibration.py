@@ -79,7 +79,7 @@ def _step(run: Path, root: Path, key: str) -> None:
         for module in ("onnx", "onnxruntime.quantization"):
             registry.need(module, "all")
     else:
-        from edgeopt.passes.quantize_int8_openvino import engine
+        from edgeopt.passes.quantize_int8_nncf import load as engine
 
         registry.need("openvino", "all")
         engine()

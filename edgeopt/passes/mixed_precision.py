@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import UsageError
 from edgeopt.core.protocols import Context
 from edgeopt.passes.mixed_precision_judge import Budget
 from edgeopt.passes.quantize_int8 import QuantizeInt8
@@ -46,7 +47,8 @@ class MixedPrecision(
         from edgeopt.passes.mixed_precision_search import Search
         from edgeopt.passes.quantize_int8_samples import Calibration
 
-        self.check(model.format)
+        if self.engine_of(model.format) == "nncf" and model.format == "onnx":
+            raise UsageError("mixed-precision mixes onnx models out of onnxruntime's Q/DQ pairs", remedy="leave `engine` out")
         calibration = Calibration(ctx, self.samples, judge=True)
         with closing(self._engine(model, ctx, calibration)) as engine:
             judge = Judge(ctx, self.budget, model.signature, calibration.held, engine.runner(engine.load(), "f32"))

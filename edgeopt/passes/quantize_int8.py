@@ -27,59 +27,77 @@ class QuantizeInt8(
 ):
     """Quantize weights and activations to INT8, with ranges found on the recipe's calibration samples.
 
-    OpenVINO models are quantized by NNCF, ONNX models by onnxruntime as Q/DQ pairs. What stands at
-    `auto` is chosen by SQNR on samples that set no range: those of `tune`, or some of `calibrate` held back.
+    OpenVINO models are quantized by NNCF, ONNX models as Q/DQ pairs by onnxruntime, or by NNCF where `engine`
+    asks for it; torch models by nvidia-modelopt, as `train-int8: {epochs: 0}`. Whichever it is, a target gets the
+    flavour that it reads right. What stands at `auto` is chosen by SQNR on samples that set no range: those of
+    `tune`, or some of `calibrate` held back.
     """
 
     extra: ClassVar[str] = "openvino"
 
+    engine: Literal["auto", "onnxruntime", "nncf"] = Field(
+        default="auto", description="which library quantizes; auto: nncf OpenVINO models, onnxruntime ONNX models"
+    )
     calibration: Range = Field(
         default="auto",
-        description="ranges from extremes, their means, or cut: percentile, entropy (ONNX models), mse (least squared error)",
+        description="ranges from extremes, their means, or cut: percentile, entropy (onnxruntime), mse (least squared error)",
     )
     bias_correction: Literal["auto", "full", "fast", "none"] = Field(
         default="auto",
-        description="biases make up for what rounding does to means, layer by layer (full) or each alone (OpenVINO models)",
+        description="biases make up for what rounding does to means, layer by layer (full; OpenVINO models) or each alone (nncf)",
     )
     smooth: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
         default="auto",
-        description="SmoothQuant's alpha, the share of the outliers that moves from activations into weights; 0: none (OpenVINO models)",
+        description="SmoothQuant's alpha, the share of the outliers that moves from activations into weights; 0: none (nncf)",
     )
     per_channel: bool = Field(default=True, description="a scale for each output channel of a weight, instead of one for all")
     samples: int = Field(default=300, ge=FEWEST, description="at most so many calibration samples set ranges")
     keep: list[str] = Field(default_factory=list, description="names, operator types or patterns of layers that stay float: head*, Softmax")
     model_type: Literal["auto", "plain", "transformer"] = Field(
         default="auto",
-        description="transformer: only what multiplies by weights (ONNX); asymmetric activations, smoothed attention (OpenVINO)",
+        description="transformer: only what multiplies by weights (onnxruntime); asymmetric activations, smoothed attention (nncf)",
     )
     reduce_range: Literal["auto"] | bool = Field(
         default="auto", description="weights of 7 bits, against overflow on x86 without VNNI; auto: where this machine is one"
     )
 
     def run(self, model: Artifact, ctx: Context) -> Path:
-        self.check(model.format)
-        if model.format == "onnx":
-            from edgeopt.passes import quantize_int8_onnx
+        engine = self.engine_of(model.format)
+        if model.format == "openvino":
+            from edgeopt.passes import quantize_int8_openvino
 
-            return quantize_int8_onnx.quantize(model, self, ctx)
-        from edgeopt.passes import quantize_int8_openvino
+            return quantize_int8_openvino.quantize(model, self, ctx)
+        if engine == "nncf":
+            from edgeopt.passes import quantize_int8_nncf_onnx
 
-        return quantize_int8_openvino.quantize(model, self, ctx)
+            return quantize_int8_nncf_onnx.quantize(model, self, ctx)
+        from edgeopt.passes import quantize_int8_onnx
 
-    def check(self, format: str) -> None:
-        """Raises UsageError when the engine of a format does not offer what is asked for."""
-        offered = ("auto", "minmax", "mean-minmax", "percentile", *(["entropy"] if format == "onnx" else []), "mse")
+        return quantize_int8_onnx.quantize(model, self, ctx)
+
+    def engine_of(self, format: str) -> str:
+        """Which library quantizes a model of a format. Raises UsageError when it does not offer what is asked for."""
+        engine = self.engine if self.engine != "auto" else "nncf" if format == "openvino" else "onnxruntime"
+        apart = "give each target a variant of its own"
+        if engine == "onnxruntime" and format == "openvino":
+            raise UsageError("onnxruntime quantizes no openvino models, which this target gets", remedy=f"leave `engine` out, or {apart}")
+        offered = ("auto", "minmax", "mean-minmax", "percentile", *(["entropy"] if engine == "onnxruntime" else []), "mse")
         if self.calibration not in offered:
             raise UsageError(
-                f"calibration '{self.calibration}' is not offered for {format} models, which this target gets",
-                remedy=f"choose one of {', '.join(offered)}, or give each target a variant of its own",
+                f"calibration '{self.calibration}' is not offered for {format} models by {engine}, and this target gets one",
+                remedy=f"choose one of {', '.join(offered)}, or {apart}",
             )
-        for name in ("bias_correction", "smooth") if format == "onnx" else ():
+        for name in ("bias_correction", "smooth") if engine == "onnxruntime" else ():
             if getattr(self, name) != "auto":
                 raise UsageError(
-                    f"{name} is not offered for onnx models, which this target gets",
-                    remedy="leave it out, or give each target a variant of its own",
+                    f"{name} is not offered for {format} models by {engine}, and this target gets one",
+                    remedy=f"leave it out, say `engine: nncf`, or {apart}",
                 )
+        if self.bias_correction == "full" and format == "onnx":
+            raise UsageError(
+                "full bias correction is not offered for onnx models, and this target gets one", remedy=f"say fast, or {apart}"
+            )
+        return engine
 
     @property
     def searches(self) -> bool:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact
@@ -18,7 +18,7 @@ from edgeopt.core.errors import EdgeoptError, StepError
 from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.passes.quantize_int8_ranges import find_ranges
-from edgeopt.passes.quantize_int8_samples import Calibration, Settings
+from edgeopt.passes.quantize_int8_samples import Calibration
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +61,16 @@ def save(made: ModelProto, ctx: Context) -> Path:
     return path
 
 
+class Settings(NamedTuple):
+    """Kind of model and range."""
+
+    kind: str
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.method}"
+
+
 class Quantizer:
     """A model prepared for quantization, with its ranges found and the settings that suit it best chosen."""
 
@@ -69,18 +79,18 @@ class Quantizer:
         self.options, self.flavour, self.backend = options, flavour_of(ctx.target), ctx.target.get("backend", "")
         proto = onnx_format.load(model.path)
         self.kept = onnx_format.matching(options.keep, {node.name: node.op_type for node in proto.graph.node})
-        _refuse(proto)
-        kinds = [options.model_type] if options.model_type != "auto" else ["plain", "transformer"] if _has_attention(proto) else ["plain"]
+        refuse(proto)
+        kinds = [options.model_type] if options.model_type != "auto" else ["plain", "transformer"] if has_attention(proto) else ["plain"]
         methods: list[str] = [options.calibration] if options.calibration != "auto" else ["minmax", "mean-minmax"]
         self.reduce, why = options.reduced(ctx.target) if self.flavour == "u8s8" else (False, "")
         self._scratch = tempfile.TemporaryDirectory()
         self.folder = Path(self._scratch.name)
-        with _quiet():
+        with quiet():
             try:
-                self.prepared = _prepare(proto, self.folder, model, self.kept, ctx)
+                self.prepared = prepare(proto, self.folder, model, self.kept, ctx)
                 self.ranges = find_ranges(self.prepared, _TYPES[kinds[0]], calibration, methods, self.folder)
                 candidates: dict[Settings, Callable[[], ModelProto]] = {
-                    (kind, method): partial(self._build, kind, method) for kind in kinds for method in methods
+                    Settings(kind, method): partial(self._build, kind, method) for kind in kinds for method in methods
                 }
                 choice = calibration.choose(
                     candidates, lambda: onnx_format.Onnx().runner(model.path), self.runner, alone=len(candidates) == 1
@@ -106,7 +116,7 @@ class Quantizer:
 
         A Relu or Clip whose cut the quantizer's range makes anyway is taken out unless `keep_activations`.
         """
-        with _quiet():
+        with quiet():
             return self._build(self.kind, self.method, excluded, keep_activations)
 
     def runner(self, made: ModelProto) -> Callable[[Feeds], Feeds]:
@@ -162,7 +172,7 @@ def flavour_of(target: Any) -> str:
     return "u8s8" if asked == "u8s8" or target.get("arch") == "x86_64" else "s8s8"
 
 
-def _refuse(proto: ModelProto) -> None:
+def refuse(proto: ModelProto) -> None:
     if any(onnx_format.quantized(node) for node in onnx_format.nodes(proto)):
         raise StepError("the model is quantized already", remedy="leave quantize-int8 out, or give the model before quantization")
     if onnx_format.opset(proto) < _LEAST_OPSET:
@@ -182,7 +192,7 @@ def _unquantizable(node: NodeProto) -> bool:
     return node.op_type == "ConvTranspose" and any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
 
 
-def _has_attention(proto: ModelProto) -> bool:
+def has_attention(proto: ModelProto) -> bool:
     makers = {name: node.op_type for node in proto.graph.node for name in node.output}
     return any(node.op_type == "MatMul" and "Softmax" in (makers.get(name) for name in node.input) for node in proto.graph.node)
 
@@ -194,13 +204,13 @@ def _failed(error: Exception) -> StepError:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 
 
-def _prepare(proto: ModelProto, folder: Path, model: Artifact, kept: list[str], ctx: Context) -> Path:
+def prepare(proto: ModelProto, folder: Path, model: Artifact, kept: list[str], ctx: Context) -> Path:
     """The model with constants as initializers, normalizations folded and all shapes inferred, as far as that goes."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact
-from edgeopt.core.errors import EdgeoptError, StepError
+from edgeopt.core.errors import StepError
 from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import openvino as openvino_format
-from edgeopt.passes.quantize_int8_samples import Calibration, Settings
+from edgeopt.passes import quantize_int8_nncf as engine
+from edgeopt.passes.quantize_int8_nncf import Settings
+from edgeopt.passes.quantize_int8_samples import Calibration
 
 if TYPE_CHECKING:
     import openvino
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 
 # Full bias correction keeps the raw inputs of layers: from 8 samples it is as good as from 60, at a tenth of the memory.
 BIAS_SAMPLES, BIAS_BYTES = 8, 250_000_000
-BIAS = {"full": "full bias correction", "fast": "fast bias correction", "none": "no bias correction"}
-# Trials of several settings use so many samples; the chosen one is then done with all.
-TRIAL_SAMPLES = 64
 # The CPU plugin wants the weights of these as plain constants.
 _RECURRENT = ("LSTMSequence", "GRUSequence", "RNNSequence", "LSTMCell", "GRUCell", "RNNCell", "TensorIterator")
 _WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
@@ -53,7 +49,7 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
     exact = openvino_format.load(model.path)
     if quantized_layers(exact) or openvino_format.narrow_weights(exact):
         raise StepError("the model is quantized already", remedy="leave quantize-int8 out, or give the model before quantization")
-    nncf = engine()
+    nncf = engine.load()
     attention, found = _has_attention(exact), {operation.get_type_name() for operation in operations(exact)}
     recurrent = sorted(found & set(_RECURRENT))
     kept = dict.fromkeys([*onnx_format.matching(options.keep, kinds(exact)), *miscomputed(exact)])
@@ -61,36 +57,20 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
     bias_samples = 0 if "If" in found else min(BIAS_SAMPLES, BIAS_BYTES // max(1, _layer_input_bytes(exact, calibration)))
 
     def build(settings: Settings, samples: Calibration) -> openvino.Model:
-        try:
-            with without_torch(), _bias_correction(bias_samples if settings[2] == BIAS["full"] else 0) as full:
-                return nncf.quantize(
-                    openvino_format.load(model.path),
-                    nncf.Dataset(samples),
-                    subset_size=samples.count,
-                    fast_bias_correction=not full,
-                    ignored_scope=ignored,
-                    **_parameters(nncf, options, ctx.target, settings, compress),
-                )
-        except EdgeoptError:
-            raise
-        except Exception as error:
-            raise StepError(
-                f"NNCF cannot quantize this model: {type(error).__name__}: {openvino_format.cause(error)}",
-                remedy="leave quantize-int8 out",
-            ) from error
+        with _bias_correction(bias_samples if settings.bias == "full" else 0) as full:
+            made: openvino.Model = nncf.quantize(
+                openvino_format.load(model.path),
+                nncf.Dataset(samples),
+                subset_size=samples.count,
+                fast_bias_correction=not full,
+                ignored_scope=ignored,
+                **engine.parameters(nncf, options, ctx.target, settings, backend_params={"compress_weights": compress}),
+            )
+        return made
 
-    alternatives = _alternatives(options, attention, bias_samples)
-    searches = any(len(values) > 1 for values in alternatives)
-    few = calibration.first(TRIAL_SAMPLES) if searches else calibration
     runner = partial(openvino_format.runner_of, signature=model.signature)
-    settings: Settings = tuple(values[0] for values in alternatives)
-    judge = partial(calibration.choose, reference=lambda: runner(exact), runner=runner)
-    choice = judge({settings: partial(build, settings, few)}, alone=not searches)
-    for place, values in enumerate(alternatives):  # one thing after the other: all of them together would be too many
-        for value in values[1:]:
-            settings = (*choice.settings[:place], value, *choice.settings[place + 1 :])
-            choice = judge({settings: partial(build, settings, few)}, since=choice)
-    best = choice.made if few.count == calibration.count else build(choice.settings, calibration)
+    alternatives = engine.alternatives(options, attention, bias_samples)
+    best, choice = engine.search(build, alternatives, calibration, lambda: runner(exact), runner, openvino_format.cause)
     layers = quantized_layers(best)
     if not layers:
         raise StepError(
@@ -100,7 +80,7 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
         "engine": "nncf",
         "chosen": choice.title,
         "tried_db": choice.tried_db,
-        "bias_samples": bias_samples if choice.settings[2] == BIAS["full"] else 0,
+        "bias_samples": bias_samples if choice.settings.bias == "full" else 0,
         "reduce_range": options.reduced(ctx.target)[1],
         "kept_types": recurrent,
         "quantized_layers": layers,
@@ -111,89 +91,11 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
     return best
 
 
-def _alternatives(options: QuantizeInt8, attention: bool, bias_samples: int) -> list[list[str]]:
-    """What is tried of each setting, likeliest first: kind of model, range, bias correction, SmoothQuant's alpha.
-
-    Full bias correction gains some dB on most networks; with attention it takes a minute and cost MiniLM five dB.
-    SmoothQuant only with attention: on a CNN's classifier it cost 6 dB on unseen images.
-    """
-    if options.bias_correction == "full" and not bias_samples:
-        raise StepError(
-            "full bias correction is not possible: the model has If nodes, or the inputs of its layers are too large to keep",
-            remedy="use bias_correction: fast",
-        )
-    likely = "full" if bias_samples and not attention else "fast"
-    bias = likely if options.bias_correction == "auto" else options.bias_correction
-    kinds = ["transformer", "plain"] if attention else ["plain", "transformer"]
-    likely_alphas = ([0.95, 0.8] if options.searches else [0.95]) if attention else [0]  # 0.95: NNCF's own
-    alphas = likely_alphas if options.smooth == "auto" else [options.smooth]
-    return [
-        kinds if options.model_type == "auto" else [options.model_type],
-        ["mean-minmax", "minmax"] if options.calibration == "auto" else [options.calibration],
-        [BIAS[bias]],
-        [f"SmoothQuant {alpha:g}" if alpha else "no SmoothQuant" for alpha in alphas],
-    ]
-
-
 def compress(model: openvino.Model) -> None:
     """Store the weights behind quantizers as 8 bit, in place: NNCF's own last step."""
     from openvino._offline_transformations import compress_quantize_weights_transformation
 
     compress_quantize_weights_transformation(model)
-
-
-def engine() -> Any:
-    """NNCF, silent."""
-    with without_torch():
-        nncf = registry.need("nncf", "openvino")
-    nncf.set_log_level(logging.ERROR)
-    return nncf
-
-
-@contextmanager
-def without_torch() -> Iterator[None]:
-    """NNCF imports torch where it can: 190 MB and 1.5 s that OpenVINO models have no use for.
-
-    The samples have been read once by now, so that code of the user that wants torch has it.
-    """
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if hide:
-            del sys.modules["torch"]
-
-
-def _parameters(nncf: Any, options: QuantizeInt8, target: Mapping[str, Any], settings: Settings, compress: bool) -> dict[str, Any]:
-    """NNCF's arguments."""
-    from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
-
-    kind, method, bias, smooth = settings
-    ranges = {
-        "minmax": RangeEstimatorParametersSet.MINMAX,
-        "mean-minmax": RangeEstimatorParameters(),  # NNCF's own default: means per tensor, extremes per channel
-        "percentile": RangeEstimatorParametersSet.MEAN_QUANTILE,
-        "mse": RangeEstimatorParametersSet.HISTOGRAM,  # NNCF's name for the range of least squared error over a histogram
-    }
-    alphas = nncf.AdvancedSmoothQuantParameters(
-        convolution=-1, matmul=-1 if smooth == "no SmoothQuant" else float(smooth.split()[1])
-    )  # below zero: off
-    more: dict[str, Any] = {"backend_params": {"compress_weights": compress}, "smooth_quant_alphas": alphas}
-    if not options.per_channel:
-        more["weights_quantization_params"] = nncf.QuantizationParameters(per_channel=False)
-    reduced, _ = options.reduced(target)
-    if not reduced:
-        more["overflow_fix"] = nncf.OverflowFix.DISABLE
-    elif options.reduce_range is True:
-        more["overflow_fix"] = nncf.OverflowFix.ENABLE
-    return {
-        "model_type": nncf.ModelType.TRANSFORMER if kind == "transformer" else None,
-        "advanced_parameters": nncf.AdvancedQuantizationParameters(
-            activations_range_estimator_params=ranges[method], disable_bias_correction=bias == BIAS["none"], **more
-        ),
-    }
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -23,28 +23,26 @@ FEWEST, ENOUGH, JUDGED = 8, 64, 64
 MARGIN_DB = 1.0
 _BEST_DB = 150.0
 
-T = TypeVar("T")
-
-
-Settings = tuple[str, ...]  # what was chosen of each thing that an engine lets one choose
+S = TypeVar("S", bound=Hashable)  # what an engine lets one choose; str() tells it in words
+T = TypeVar("T")  # what it makes
 
 
 @dataclass(frozen=True)
-class Choice(Generic[T]):
+class Choice(Generic[S, T]):
     """The chosen candidate, and what each one tried reached in dB SQNR."""
 
-    settings: Settings
+    settings: S
     made: T
-    reached: dict[Settings, float]
+    reached: dict[S, float]
 
     @property
     def title(self) -> str:
-        return ", ".join(self.settings)
+        return str(self.settings)
 
     @property
     def tried_db(self) -> dict[str, float]:
         """The trials as plain JSON; empty when there was no choice."""
-        return {", ".join(settings): value for settings, value in self.reached.items()} if len(self.reached) > 1 else {}
+        return {str(settings): value for settings, value in self.reached.items()} if len(self.reached) > 1 else {}
 
 
 class Calibration:
@@ -89,12 +87,12 @@ class Calibration:
 
     def choose(
         self,
-        candidates: Mapping[Settings, Callable[[], T]],
+        candidates: Mapping[S, Callable[[], T]],
         reference: Callable[[], Run],
         runner: Callable[[T], Run],
-        since: Choice[T] | None = None,
+        since: Choice[S, T] | None = None,
         alone: bool = False,
-    ) -> Choice[T]:
+    ) -> Choice[S, T]:
         """The first candidate (or an earlier choice), or a later one that is clearly better on the held samples.
 
         A candidate that stands `alone` is only run once, to see that it works.

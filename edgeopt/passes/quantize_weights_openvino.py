@@ -11,6 +11,7 @@ from edgeopt.core.errors import EdgeoptError, StepError
 from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import openvino as openvino_format
+from edgeopt.passes import quantize_int8_nncf as engine
 from edgeopt.passes import quantize_int8_openvino as int8
 from edgeopt.passes.quantize_int8_samples import Calibration
 
@@ -28,8 +29,8 @@ def quantize(model: Artifact, options: QuantizeWeights, ctx: Context) -> Path:
         raise StepError("the model is quantized already", remedy="leave quantize-weights out, or give the model before quantization")
     kept = onnx_format.matching(options.keep, int8.kinds(made))
     calibration = Calibration(ctx, options.samples, judge=False) if options.by_data else None
-    nncf = int8.engine()
-    with int8.without_torch():
+    nncf = engine.load()
+    with engine.without_torch():
         arguments: dict[str, Any] = {"ignored_scope": nncf.IgnoredScope(names=kept)}
         if options.bits == 4:
             fallback = nncf.GroupSizeFallbackMode.ADJUST

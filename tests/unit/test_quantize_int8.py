@@ -230,7 +230,7 @@ def test_each_engine_offers_what_it_has(tmp_path, target, method):
     assert decibels(made, path) > 10
 
 
-def test_bias_correction_and_smoothing_are_asked_of_openvino_models_alone(tmp_path):
+def test_bias_correction_and_smoothing_are_not_asked_of_onnxruntime(tmp_path):
     made = imported(tmp_path, small.cnn())
     for number, (options, told) in enumerate(
         [
@@ -282,6 +282,16 @@ def test_one_scale_for_all_channels_and_seven_bits(tmp_path):
     large = [array for array in weights if array.ndim > 1]
     assert large and all(np.abs(array.astype(int)).max() <= 64 for array in large)
     assert not any("axis" in [attribute.name for attribute in node.attribute] for node in load(path).graph.node if "Linear" in node.op_type)
+
+
+def test_one_scale_for_all_channels_of_an_openvino_model(tmp_path):
+    made = prepared(tmp_path, small.cnn(), OPENVINO)
+    path, _ = quantize(tmp_path, made, OPENVINO, per_channel=False, calibration="minmax", model_type="plain")
+    scales = [
+        one.input_value(1).get_node().get_output_shape(0) for one in load_openvino(path).get_ops() if one.get_type_name() == "Multiply"
+    ]
+    assert scales and all(np.prod(shape) == 1 for shape in scales)
+    assert decibels(made, path) > 10
 
 
 def test_matrix_products_give_their_output_unrounded(tmp_path):

@@ -1,0 +1,106 @@
+"""INT8 by NNCF on ONNX models: Q/DQ pairs, made symmetric S8 where the target needs that."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import StepError
+from edgeopt.core.protocols import Context
+from edgeopt.formats import onnx as onnx_format
+from edgeopt.passes import quantize_int8_nncf as engine
+from edgeopt.passes import quantize_int8_onnx as by_onnxruntime
+from edgeopt.passes.quantize_int8_nncf import Settings
+from edgeopt.passes.quantize_int8_samples import Calibration
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from edgeopt.passes.quantize_int8 import QuantizeInt8
+    from edgeopt.passes.quantize_int8_samples import Run
+
+
+def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
+    """The quantized model's file. Raises StepError when nothing in it could be quantized."""
+    calibration = Calibration(ctx, options.samples, judge=options.searches)
+    nncf, proto, flavour = engine.load(), onnx_format.load(model.path), by_onnxruntime.flavour_of(ctx.target)
+    by_onnxruntime.refuse(proto)
+    kept = onnx_format.matching(options.keep, {node.name: node.op_type for node in proto.graph.node})
+    with tempfile.TemporaryDirectory() as scratch:
+        with by_onnxruntime.quiet():
+            prepared = by_onnxruntime.prepare(proto, Path(scratch), model, kept, ctx)
+
+        def build(settings: Settings, samples: Calibration) -> ModelProto:
+            # Of activations by channel, which NNCF likes before depthwise convolutions, TensorRT reads the first scale only.
+            parameters = engine.parameters(nncf, options, ctx.target, settings, activations_quantization_params=engine.one_scale())
+            with by_onnxruntime.quiet():
+                made: ModelProto = nncf.quantize(
+                    onnx_format.load(prepared),
+                    nncf.Dataset(samples),
+                    subset_size=samples.count,
+                    fast_bias_correction=True,
+                    ignored_scope=nncf.IgnoredScope(names=kept),
+                    **parameters,
+                )
+            if flavour == "s8s8":
+                make_signed(made)
+            onnx_format.name_nodes(made)
+            return made
+
+        def runner(made: ModelProto) -> Run:
+            return onnx_format.Onnx().runner(onnx_format.save(made, Path(scratch) / "candidate.onnx"))
+
+        alternatives = engine.alternatives(options, by_onnxruntime.has_attention(proto), bias_samples=0)
+        best, choice = engine.search(
+            build, alternatives, calibration, lambda: onnx_format.Onnx().runner(model.path), runner, onnx_format.cause
+        )
+    layers = by_onnxruntime.quantized_layers(best)
+    if not layers:
+        raise StepError(
+            "nothing was quantized: the model has no layer that NNCF quantizes, or all are kept", remedy="leave quantize-int8 out"
+        )
+    notes: dict[str, Any] = {
+        "engine": "nncf",
+        "flavour": flavour,
+        "chosen": choice.title,
+        "tried_db": choice.tried_db,
+        "reduce_range": options.reduced(ctx.target)[1],
+        "quantized_layers": layers,
+    }
+    for name, value in notes.items():
+        if value:
+            ctx.note(name, value)
+    return by_onnxruntime.save(best, ctx)
+
+
+def make_signed(model: ModelProto) -> None:
+    """Retype every activation's Q/DQ pair to S8 around 0, with a scale that reaches as far as the range did.
+
+    NNCF makes U8 with a zero point of 0 behind a ReLU, and cannot be asked not to (3.4). Such a pair gets
+    255/127 of its scale: read as S8 with the old one, as TensorRT does, it would clip at half its range.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    stored = {tensor.name: tensor for graph in onnx_format.graphs(model.graph) for tensor in graph.initializer}
+    added: set[str] = set()
+    retyped: set[str] = set()
+    for node in [one for one in model.graph.node if one.op_type in ("QuantizeLinear", "DequantizeLinear")]:
+        if len(node.input) < 3 or node.input[0] in stored or any(name not in stored for name in node.input[1:3]):
+            continue
+        scale, zero = (numpy_helper.to_array(stored[name]) for name in node.input[1:3])
+        if zero.dtype == np.int8 and not zero.any():
+            continue
+        retyped.update(node.output)
+        limits, offset = np.iinfo(zero.dtype), zero.astype(np.int64)
+        reach = np.maximum(offset - limits.min, limits.max - offset)
+        for index, value in ((1, (scale * (reach / 127)).astype(scale.dtype)), (2, np.zeros_like(zero, dtype=np.int8))):
+            name = f"{node.input[index]}_signed"
+            if name not in added:
+                model.graph.initializer.append(numpy_helper.from_array(value, name))
+                added.add(name)
+            node.input[index] = name
+    for value in [one for one in model.graph.value_info if one.name in retyped]:
+        model.graph.value_info.remove(value)
