@@ -42,23 +42,28 @@ class Onnx:
 
     def runner(self, path: Path) -> Callable[[Feeds], Feeds]:
         """Plain CPU execution: basic rewrites only, so that Q/DQ pairs act as written."""
-        try:
-            import onnxruntime
-        except ImportError:
-            from onnx.reference import ReferenceEvaluator
-
-            evaluator = ReferenceEvaluator(str(path))
-            return lambda feeds: dict(zip(evaluator.output_names, evaluator.run(None, feeds), strict=True))
-        options = session_options(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
+        return runner_of(str(path))
 
     def inner(self, path: Path, execution: str = "f32") -> Inner:
         """The model to be looked into; it executes in the types that stand in it."""
         from edgeopt.formats.onnx_inner import OnnxInner
 
         return OnnxInner(path)
+
+
+def runner_of(model: str | bytes) -> Callable[[Feeds], Feeds]:
+    """The same of a file's name, or of a model in memory."""
+    try:
+        import onnxruntime
+    except ImportError:
+        from onnx.reference import ReferenceEvaluator
+
+        evaluator = ReferenceEvaluator(model)
+        return lambda feeds: dict(zip(evaluator.output_names, evaluator.run(None, feeds), strict=True))
+    options = session_options(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def session_options(level: Any) -> Any:

@@ -59,7 +59,7 @@ class FixShapes(
             del graph.value_info[:]  # exporters leave sizes of their examples there
         before = len(proto.graph.node)
         proto = slimmed(proto)
-        path = onnx_format.save(proto, ctx.folder / onnx_format.MAIN)
+        path = ctx.folder / onnx_format.MAIN
         _size_outputs(proto, path)
         ctx.note("axes", sizes)
         ctx.note("nodes", [before, len(proto.graph.node)])
@@ -132,14 +132,18 @@ def _of_samples(signature: Signature, ctx: Context, names: list[str]) -> dict[st
 
 
 def _size_outputs(proto: ModelProto, path: Path) -> None:
-    """Write the outputs' shapes into the model: as they are inferred, else as runs give them, but for those that values decide."""
+    """Set the outputs' shapes: as they are inferred, else as runs give them, but for those that values decide.
+
+    A model too large to be run out of memory is run from `path`.
+    """
     import onnx
 
-    known = onnx.shape_inference.infer_shapes(proto) if proto.ByteSize() < onnx_format.LARGEST_FILE else proto
+    large = proto.ByteSize() > onnx_format.LARGEST_FILE
+    known = onnx.shape_inference.infer_shapes(proto) if not large else proto
     signature, by_value = onnx_format.signature_of(proto), _decided_by_values(proto)
     all_fixed = all(isinstance(size, int) for spec in signature.inputs for size in spec.shape)
     try:
-        run = onnx_format.Onnx().runner(path)
+        run = onnx_format.runner_of(str(onnx_format.save(proto, path)) if large else proto.SerializeToString())
         results = [run(onnx_format.examples(signature, seed)) for seed in range(_RUNS)] if all_fixed else []
     except Exception as error:
         raise StepError(

@@ -151,10 +151,12 @@ def check_parity(plan: Plan, step: Step, store: Store) -> dict[str, Any]:
 def _check_parity(plan: Plan, step: Step, store: Store, before: Artifact | None, after: Artifact) -> None:
     if not keys.wants_parity(step):
         return
+    model = chain(plan, step.key)[0]
     try:
-        kept = survey.first_samples(plan, "evaluate", chain(plan, step.key)[0], store)[:4]
+        kept = survey.first_samples(plan, "evaluate", model, store)[:4]
     except FileNotFoundError:
         return  # no survey yet: an import is looked at before its data is
+    survey.fits(plan, "evaluate", model, after.signature, step.plug, store)
     feeds = [stack([sample], after.signature) for sample in kept]
     try:
         new = _outputs(after, feeds, compiled=step.kind == "compile")

@@ -105,11 +105,16 @@ def survey(plan: Plan, split: str, model: str, store: Store, progress: Callable[
     signature = _signature(store, model)
     inputs, labels = bytearray(), bytearray()
     kept: list[Sample] = []
+    sizes: dict[str, dict[int, int]] = {}  # of each open axis, and the first sample that has it
     labelled = count = 0
     for count, sample in enumerate(split_of(plan, split, signature), start=1):
         inputs += _digest(sample.inputs)
         labels += _digest(sample.label)
         labelled += sample.label is not None
+        for spec in signature.inputs:
+            for axis, size in zip(samples.sample_shape(spec, signature), sample.inputs[spec.name].shape, strict=True):
+                if isinstance(axis, str):
+                    sizes.setdefault(axis, {}).setdefault(size, count - 1)
         if len(kept) < KEPT:
             kept.append(sample)
         progress(count, 0, f"{split}: {count} samples")
@@ -117,10 +122,30 @@ def survey(plan: Plan, split: str, model: str, store: Store, progress: Callable[
         seen = [np.frombuffer(bytes(one), dtype=f"S{_HASH_BYTES}") for one in (inputs, labels)]
         np.savez(folder / SEEN, inputs=seen[0], labels=seen[1], taken=_takes(signature))
         save_samples(folder / "samples.npz", kept)
-        record = {"split": split, "samples": count, "labelled": labelled}
+        record = {
+            "split": split,
+            "samples": count,
+            "labelled": labelled,
+            "sizes": {axis: list(found.items()) for axis, found in sizes.items()},
+        }
         (folder / "survey.json").write_text(json.dumps(record))
         store.put("surveys", key, folder)
     return {"samples": count}
+
+
+def fits(plan: Plan, split: str, model: str, signature: Signature, plug: str, store: Store) -> None:
+    """Raises UsageError for the first sample that is of another size than the one which the pass `plug` fixed."""
+    known = json.loads((store.path("surveys", keys.survey(plan, split, model)) / "survey.json").read_text())["sizes"]
+    fixed = {spec.name: spec.shape for spec in signature.inputs}
+    for spec in _signature(store, model).inputs:
+        for axis, now in zip(spec.shape, fixed.get(spec.name, ()), strict=False):
+            unlike = [(index, size) for size, index in known.get(axis, ()) if isinstance(now, int) and size != now]
+            if unlike:
+                index, size = min(unlike)
+                raise UsageError(
+                    f"{plug}: sample {index} of '{split}' has {size} along '{axis}' of input '{spec.name}', and the model takes {now} now",
+                    remedy=f"pad, cut or resize the data to {now}, fix another size (`axes: {{{axis}: {size}}}`), or leave {plug} out",
+                )
 
 
 def disjoint(plan: Plan, model: str, store: Store) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from edgeopt.core.errors import StepError, UsageError
 from edgeopt.core.protocols import Context, Sample, Split
 from edgeopt.formats.onnx import Onnx, examples, load, nodes
 from edgeopt.passes.fix_shapes import FixShapes
+from tests import walks
 from tests.unit import small_onnx as small
 
 
@@ -143,22 +144,11 @@ def test_sizes_that_the_model_cannot_take_are_said(tmp_path: Path) -> None:
         fixed(artifact(tmp_path, proto), tmp_path, axes={"N": 1, "T": 12})
 
 
-RECIPE = """\
-edgeopt: 1
-name: fixed
-model: {onnx: model.onnx}
-data:
-  calibrate: {npz: calibrate.npz}
-  evaluate: {npz: evaluate.npz}
-scores: [top1, agreement, sqnr]
-variants:
-  open: []
-  fixed: [fix-shapes]
-targets:
-  - {extends: x86-onnxruntime, name: ort, batch: 4}
-  - {extends: x86-openvino, name: ov, batch: 4}
-measure: {budget_s: 0.5, precision_percent: 50}
-"""
+RECIPE = (
+    walks.RECIPE.replace("fp32: []", "open: []\n  fixed: [fix-shapes]")
+    .replace('["null"]', "[{extends: x86-onnxruntime, name: ort, batch: 4}, {extends: x86-openvino, name: ov, batch: 4}]")
+    .replace("0.5}", "0.2, precision_percent: 50}")
+)
 
 
 @pytest.mark.parametrize(
@@ -191,3 +181,21 @@ def test_a_fixed_batch_beside_an_open_one(tmp_path: Path, own_store: Path, make,
             assert other.scores["agreement"].value == 1.0
         if make is not small.decides:
             assert other.scores["sqnr"].value > 60
+
+
+def test_a_sample_of_another_size_is_refused_before_anything_is_compiled(tmp_path: Path, own_store: Path) -> None:
+    """Calibration is of one size, and so are the first samples of the evaluation; the last one is not."""
+    onnx.save(small.cnn(), tmp_path / "model.onnx")
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\n\n\ndef read(seed, widths):\n    rng = np.random.default_rng(seed)\n    for width in widths:\n"
+        "        yield {'x': rng.standard_normal((3, 8, width)).astype(np.float32)}, width % 5\n\n\n"
+        "def calibrate():\n    return read(0, [6] * 8)\n\n\ndef evaluate():\n    return read(1, [6] * 12 + [9])\n"
+    )
+    recipe = RECIPE.replace("npz: calibrate.npz", "python: data.py:calibrate").replace("npz: evaluate.npz", "python: data.py:evaluate")
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("[fix-shapes]", "[fix-shapes, quantize-int8]"))
+    plan = edgeopt.plan(edgeopt.load_recipe(tmp_path / "recipe.yaml"))
+    built = edgeopt.build(plan, tmp_path / "out")
+    for row in (row for row in built.rows if row.variant == "fixed"):
+        assert row.status == "failed" and row.exit_code == 2
+        assert "fix-shapes: sample 12 of 'evaluate' has 9 along 'W' of input 'x', and the model takes 6 now" in (row.reason or "")
+        assert "axes: {W: 9}" in (row.reason or "")
