@@ -1,7 +1,7 @@
 """The numbers of the walk: start-up, planning, cached runs, our own share of a first run, INT8 and calibration on EfficientNet-Lite0.
 
-python benchmarks/walk.py            # about ten minutes on two quiet cores; an empty store of its own
-python benchmarks/walk.py --quick    # start-up and planning only
+python benchmarks/walk.py               # about 25 minutes on two quiet cores; an empty store of its own
+python benchmarks/walk.py --only start  # start-up and planning
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+PARTS = ("start", "mnist-mlp", "mnist-cnn", "efficientnet-lite0", "calibration")
 CLONE = Path(__file__).resolve().parent.parent
 EDGEOPT = str(Path(sys.executable).parent / "edgeopt")
 FRAMEWORKS = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt_rtx", "scipy")
@@ -170,7 +171,7 @@ def stages(recipe: str, out: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="start-up and planning only")
+    parser.add_argument("--only", action="append", choices=PARTS, help="just these parts")
     parser.add_argument("--stages", nargs=2, metavar=("RECIPE", "OUT"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.stages:
@@ -184,19 +185,25 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        say("edgeopt --help", timed(EDGEOPT, "--help", store=place / "store"), 0.15)
-        say("edgeopt plan recipes/mnist-cnn.yaml", timed(EDGEOPT, "plan", "recipes/mnist-cnn.yaml", store=place / "store"), 0.4)
-        if not asked.quick:
+        parts = asked.only or PARTS
+        if "start" in parts:
+            say("edgeopt --help", timed(EDGEOPT, "--help", store=place / "store"), 0.15)
+            say("edgeopt plan recipes/mnist-cnn.yaml", timed(EDGEOPT, "plan", "recipes/mnist-cnn.yaml", store=place / "store"), 0.4)
+        if "mnist-mlp" in parts:
             first_and_cached("mnist-mlp", place, cached=1.0)
+        if "mnist-cnn" in parts:
             first_and_cached("mnist-cnn", place, most=10, cached=1.0)
+        if "efficientnet-lite0" in parts:
             report = first_and_cached("efficientnet-lite0", place)
             [row] = [row for row in report["rows"] if (row["variant"], row["target"]) == ("int8", "x86-openvino")]
             speed, sqnr = row["speedup"], row["scores"]["sqnr"]["value"]
+            low, high = speed["ci95"]
             print(
-                f"efficientnet-lite0 INT8, OpenVINO, batch 1: {speed['value']:.2f}× FP32 {speed['ci95']}, SQNR {sqnr:.1f} dB "
+                f"efficientnet-lite0 INT8, OpenVINO, batch 1: {speed['value']:.2f}× FP32 [{low:.2f}, {high:.2f}], SQNR {sqnr:.1f} dB "
                 f"(at least 2.0× and 15 dB: {verdict(speed['value'] >= 2.0 and sqnr >= 15, 'SHORT')})\n",
                 flush=True,
             )
+        if "calibration" in parts:
             calibrated = subprocess.run(
                 [sys.executable, str(CLONE / "benchmarks/calibration.py")], env=environment(place / "store"), check=False
             )
