@@ -37,6 +37,7 @@ def retype(graph: GraphProto) -> int:
             readers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
     positive = _Positive(makers, stored)
+    noted = {value.name: value for value in graph.value_info}
     done = 0
     for node in [one for one in graph.node if one.op_type == Q and one.input[0] not in stored]:
         pair = [node, *readers.get(node.output[0], [])]
@@ -55,6 +56,8 @@ def retype(graph: GraphProto) -> int:
         graph.initializer.append(numpy_helper.from_array(moved.astype(np.uint8), name))
         for one in pair:
             one.input[2] = name
+        if node.output[0] in noted:
+            noted[node.output[0]].type.tensor_type.elem_type = TensorProto.UINT8
         done += 1
     return done
 

@@ -82,7 +82,7 @@ def make_signed(model: ModelProto) -> None:
     255/127 of its scale: read as S8 with the old one, as TensorRT does, it would clip at half its range.
     """
     import numpy as np
-    from onnx import numpy_helper
+    from onnx import TensorProto, numpy_helper
 
     stored = {tensor.name: tensor for graph in onnx_format.graphs(model.graph) for tensor in graph.initializer}
     added: set[str] = set()
@@ -93,7 +93,7 @@ def make_signed(model: ModelProto) -> None:
         scale, zero = (numpy_helper.to_array(stored[name]) for name in node.input[1:3])
         if zero.dtype == np.int8 and not zero.any():
             continue
-        retyped.update(node.output)
+        retyped.update(node.output if node.op_type == "QuantizeLinear" else ())
         limits, offset = np.iinfo(zero.dtype), zero.astype(np.int64)
         reach = np.maximum(offset - limits.min, limits.max - offset)
         for index, value in ((1, (scale * (reach / 127)).astype(scale.dtype)), (2, np.zeros_like(zero, dtype=np.int8))):
@@ -102,5 +102,6 @@ def make_signed(model: ModelProto) -> None:
                 model.graph.initializer.append(numpy_helper.from_array(value, name))
                 added.add(name)
             node.input[index] = name
-    for value in [one for one in model.graph.value_info if one.name in retyped]:
-        model.graph.value_info.remove(value)
+    for value in model.graph.value_info:
+        if value.name in retyped:
+            value.type.tensor_type.elem_type = TensorProto.INT8

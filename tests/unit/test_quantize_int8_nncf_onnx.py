@@ -10,8 +10,9 @@ from test_quantize_int8 import OPENVINO, TENSORRT, X86, decibels, imported, prep
 from test_tensorrt_check import target as gpu
 
 from edgeopt.backends import tensorrt_check
+from edgeopt.backends.onnxruntime_u8 import retype
 from edgeopt.core.errors import StepError, UsageError
-from edgeopt.formats.onnx import Onnx, load
+from edgeopt.formats.onnx import Onnx, load, runner_of
 from edgeopt.passes.quantize_int8_onnx import refuse_unsigned
 
 
@@ -44,7 +45,11 @@ def test_the_function_and_the_flavour_are_kept(tmp_path, make, target):
     assert notes["engine"] == "nncf" and notes["quantized_layers"] and notes["flavour"] == ("u8s8" if target is X86 else "s8s8")
     assert Onnx().signature(path) == made.signature and decibels(made, path) > 10
     onnx.checker.check_model(load(path))
-    if target is TENSORRT:
+    if target is X86:  # what the backend makes of it runs too
+        proto = load(path)
+        retype(proto.graph)
+        runner_of(proto.SerializeToString())
+    else:
         refuse_unsigned(load(path))
         if make in (small.mlp, depthwise):
             assert not [one for one in tensorrt_check.check(path, gpu()) if one.level == "error"]
