@@ -138,7 +138,8 @@ def gate(model: openvino.Model, quantized: Mapping[str, Layer], named: Mapping[s
         return ops.gather(gates, ops.constant(np.int64(index)), ops.constant(np.int64(0)))
 
     def blend(off: Any, difference: Any, index: int) -> Any:
-        return ops.add(off, ops.multiply(gate_of(index), difference))
+        gate = ops.convert_like(gate_of(index), difference)  # parts of a model may be float16
+        return ops.add(off, ops.multiply(gate, difference))
 
     for index, name in enumerate(order):
         operation = operations[name]
@@ -150,7 +151,7 @@ def gate(model: openvino.Model, quantized: Mapping[str, Layer], named: Mapping[s
         corrected = list(corrections(operation, original))
         if quantized[name].weights:
             exact = _value(openvino, plain[name].input_value(1))
-            difference = (_value(openvino, operation.input_value(1)) - exact).astype(np.float32)
+            difference = (_value(openvino, operation.input_value(1)) - exact).astype(exact.dtype)
             if operation.get_type_name() == "MatMul":
                 operation.input(1).replace_source_output(blend(ops.constant(exact), ops.constant(difference), index).output(0))
             else:

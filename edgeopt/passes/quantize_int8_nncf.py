@@ -44,6 +44,7 @@ def search(
     reference: Callable[[], Run],
     runner: Callable[[T], Run],
     cause: Callable[[Exception], str],
+    remedy: str = "leave quantize-int8 out",
 ) -> tuple[T, Choice[Settings, T]]:
     """The model quantized with the settings that suit it best, and the choice. Raises StepError when NNCF can do it with none."""
 
@@ -54,9 +55,7 @@ def search(
         except EdgeoptError:
             raise
         except Exception as error:
-            raise StepError(
-                f"NNCF cannot quantize this model: {type(error).__name__}: {cause(error)}", remedy="leave quantize-int8 out"
-            ) from error
+            raise StepError(f"NNCF cannot quantize this model: {type(error).__name__}: {cause(error)}", remedy=remedy) from error
 
     searches = any(len(values) > 1 for values in alternatives.values())
     few = calibration.first(TRIAL_SAMPLES) if searches else calibration

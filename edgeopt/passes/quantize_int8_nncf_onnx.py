@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from edgeopt.passes.quantize_int8 import QuantizeInt8
     from edgeopt.passes.quantize_int8_samples import Run
 
+_REMEDY = "say `engine: onnxruntime`, or keep the layers that it fails at float (`keep`)"
+
 
 def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     """The quantized model's file. Raises StepError when nothing in it could be quantized."""
@@ -54,7 +56,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
 
         alternatives = engine.alternatives(options, by_onnxruntime.has_attention(proto), bias_samples=0)
         best, choice = engine.search(
-            build, alternatives, calibration, lambda: onnx_format.Onnx().runner(model.path), runner, onnx_format.cause
+            build, alternatives, calibration, lambda: onnx_format.Onnx().runner(model.path), runner, onnx_format.cause, _REMEDY
         )
     layers = by_onnxruntime.quantized_layers(best)
     if not layers:

@@ -80,9 +80,13 @@ def test_gates_tell_what_the_real_model_loses(tmp_path, model, target):
     found.close()
 
 
-@pytest.mark.parametrize("target", [X86, OPENVINO, TENSORRT], ids=["onnxruntime", "openvino", "tensorrt"])
-def test_a_unit_alone_is_what_the_built_model_of_it_does(tmp_path, target):
-    found, made = engine(tmp_path, small.cnn(), target)
+@pytest.mark.parametrize(
+    "target, model",
+    [(X86, small.cnn), (OPENVINO, small.cnn), (TENSORRT, small.cnn), (OPENVINO, small.half_inside)],
+    ids=["onnxruntime", "openvino", "tensorrt", "openvino-half"],
+)
+def test_a_unit_alone_is_what_the_built_model_of_it_does(tmp_path, target, model):
+    found, made = engine(tmp_path, model(), target)
     exact, feeds = found.runner(found.load(), "f32"), feeds_of(made)
     for unit in found.units:
         real = power(found.runner(found.build(Mix("f32", frozenset([unit.name]))), "f32"), exact, feeds)
