@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -22,6 +23,7 @@ from edgeopt.core.errors import ERRORS, EdgeoptError, MissingError, ResourceErro
 from edgeopt.core.plan import PlanTarget
 from edgeopt.core.target import UNDER_LOAD
 
+STOPPED_S = 0.1  # longest wait for a stop to take effect; it takes some hundredths of a millisecond
 _KINDS = {"usage": UsageError, "missing": MissingError, "resource": ResourceError, "step": StepError}
 
 # Telemetry of every dependency off. OpenMP threads that wait asleep instead of spinning: training is
@@ -180,10 +182,19 @@ class Child:
         return "the runtime crashed: its last words are in the run's log.txt"
 
     def freeze(self) -> None:
-        """Stop the process: spinning threads of an idle runtime cannot disturb the neighbour."""
+        """Stop the process, and wait until all its threads stand: those that spin in an idle runtime cannot disturb the neighbour."""
         if not self.frozen and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGSTOP)
             self.frozen = True
+            late = time.monotonic() + STOPPED_S
+            while time.monotonic() < late and not all(state == "T" for state in self._states()):
+                time.sleep(1e-4)
+
+    def _states(self) -> Iterator[str]:
+        """The state of each thread, as proc(5) names it."""
+        for path in Path(f"/proc/{self.process.pid}/task").glob("*/stat"):
+            with contextlib.suppress(OSError):
+                yield path.read_text().rpartition(")")[2].split()[0]
 
     def thaw(self) -> None:
         if self.frozen and self.process.poll() is None:
@@ -191,9 +202,12 @@ class Child:
         self.frozen = False
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process so far (readable while it is frozen)."""
+        """Time on a processor of the process's threads so far (readable while it is frozen), to the nanosecond where the kernel tells."""
+        place = Path(f"/proc/{self.process.pid}")
         try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            if spent := [int(one.read_text().split()[0]) for one in place.glob("task/*/schedstat")]:
+                return sum(spent) / 1e9
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             return 0.0
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

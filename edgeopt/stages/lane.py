@@ -42,7 +42,7 @@ class Lane:
         self.rates: list[list[float]] = []  # inferences per second under load, by round and block
         self.copy_in: list[Any] = []
         self.copy_out: list[Any] = []
-        self.idle_cpu_s = 0.0
+        self.idle_s = self.idle_cpu_s = 0.0  # between its turns: seconds, and those on a processor
         self._left_at: tuple[float, float] | None = None
 
     def levels(self) -> list[Any]:
@@ -122,8 +122,8 @@ class Lane:
         """One block, kept."""
         assert self.child
         if self._left_at is not None:
-            idle = self.child.cpu_seconds() - self._left_at[0]
-            self.idle_cpu_s = max(self.idle_cpu_s, idle / max(clock.monotonic() - self._left_at[1], 1e-3))
+            self.idle_cpu_s += self.child.cpu_seconds() - self._left_at[0]
+            self.idle_s += clock.monotonic() - self._left_at[1]
         arrays, rate = self._run(self.runs, FLOOD_S)
         self.rounds[-1].append(arrays["compute_ns"] / 1e6)
         if rate is not None:

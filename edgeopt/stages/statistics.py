@@ -13,7 +13,7 @@ from edgeopt.core.session import NEEDED, Interval, Latency, Speedup, Verdict
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 RESAMPLES = 1000
-TRIMMED = 0.15  # share of the rounds that is cut off at each end
+TRIMMED = 0.2  # share of the figures that is cut off at each end
 
 
 def percentile(samples: Array, at: float) -> float | None:
@@ -34,41 +34,39 @@ def percentile_interval(samples: Array, at: float) -> Interval | None:
     return float(ordered[low]), float(ordered[high])
 
 
-def interval(values: Array) -> tuple[float, Interval]:
-    """Trimmed mean and its interval of one figure per round; unbounded for a single one.
+def interval(rounds: list[Array]) -> tuple[float, Interval]:
+    """Trimmed mean of all figures and its interval, from the figures of each round; unbounded for a single round.
 
-    A round in which something else had the processor may be off by a multiple of what is measured, and
-    Student's interval of the plain mean would drown in it. From 7 rounds on the outermost ones are cut
-    off at both ends (TRIMMED), and the spread is that of the rest with the cut ones drawn in
-    (Tukey and McLaughlin, Sankhya A 25, 1963). With fewer it is Student's.
+    A block or a round in which something else had the processor may be off by a multiple of what is measured,
+    and a plain mean would drown in it: the outermost figures are cut off at both ends (TRIMMED), and the spread is
+    that of the rest with the cut ones drawn in (Tukey and McLaughlin, Sankhya A 25, 1963). The figures of a round
+    resemble each other, as those of one process do: only rounds count as independent, by the sums of their
+    deviations (Liang and Zeger, Biometrika 73, 1986), with as many degrees of freedom as there are rounds, less one and
+    less those that the cut is worth. One figure in each of fewer than five rounds makes it Student's interval.
     """
-    count = len(values)
-    cut = int(TRIMMED * count)
-    kept = count - 2 * cut
-    ordered = np.sort(values)
-    mean = float(ordered[cut : count - cut].mean())
+    values, count = np.sort(np.concatenate(rounds)), len(rounds)
+    cut = int(TRIMMED * len(values))
+    kept = values[cut : len(values) - cut]
+    mean = float(kept.mean())
     if count < 2:
         return mean, (-np.inf, np.inf)
-    drawn_in = np.clip(ordered, ordered[cut], ordered[count - 1 - cut])
-    error = float(drawn_in.std(ddof=1)) * np.sqrt((count - 1) / (kept * (kept - 1)))
-    half = float(special.stdtrit(kept - 1, 0.975)) * error
+    drawn_in = [np.clip(one, kept[0], kept[-1]) for one in rounds]
+    middle = np.concatenate(drawn_in).mean()
+    sums = np.array([(one - middle).sum() for one in drawn_in])
+    error = np.sqrt(count / (count - 1) * float((sums**2).sum())) / len(kept)
+    half = float(special.stdtrit(count - 1 - int(TRIMMED * count), 0.975)) * error
     return mean, (mean - half, mean + half)
 
 
-def of_rounds(levels: list[Array]) -> Array:
-    """One figure per round: the median over its blocks, which a few disturbed ones cannot move."""
-    return np.array([np.median(blocks) for blocks in levels])
+def of_pairs(reference: list[Array], own: list[Array]) -> list[Array]:
+    """How far two variants are apart in each round, block by block, so that what moves both drops out.
 
-
-def of_pairs(reference: list[Array], own: list[Array]) -> Array:
-    """How far two variants are apart in each round: the median over pairs of blocks, so that what moves both drops out.
-
-    Blocks that were not taken side by side (of different number) are not paired.
+    Blocks that were not taken side by side (of different number) are not paired: the round has one figure then.
     """
-    return np.array([
-        np.median(one - other) if len(one) == len(other) else np.median(one) - np.median(other)
+    return [
+        one - other if len(one) == len(other) else np.array([np.median(one) - np.median(other)])
         for one, other in zip(reference, own, strict=True)
-    ])  # fmt: skip
+    ]
 
 
 def latency(rounds: list[list[Array]], copy_in_ms: Array, copy_out_ms: Array) -> Latency:
@@ -78,7 +76,7 @@ def latency(rounds: list[list[Array]], copy_in_ms: Array, copy_out_ms: Array) ->
     p50, p90 = float(np.median(samples)), percentile(samples, 90.0)
     return Latency(
         p50=p50,
-        p50_ci95=_around(p50, of_rounds([np.log([np.median(block) for block in one]) for one in rounds])),
+        p50_ci95=_around(p50, [np.log([np.median(block) for block in one]) for one in rounds]),
         p90=p90,
         p90_ci95=None if p90 is None else _around(p90, _tails(rounds), percentile_interval(samples, 90.0)),
         p95=percentile(samples, 95.0),
@@ -93,13 +91,13 @@ def latency(rounds: list[list[Array]], copy_in_ms: Array, copy_out_ms: Array) ->
     )
 
 
-def _tails(rounds: list[list[Array]]) -> Array:
+def _tails(rounds: list[list[Array]]) -> list[Array]:
     """The logarithm of each round's p90; none where a round is too short to have one."""
     pooled = [np.concatenate(one) for one in rounds]
-    return np.array([np.log(np.percentile(one, 90.0)) for one in pooled]) if min(map(len, pooled)) >= 20 else np.array([])
+    return [np.log([np.percentile(one, 90.0)]) for one in pooled] if min(map(len, pooled)) >= 20 else []
 
 
-def _around(value: float, logs: Array, least: Interval | None = None) -> Interval:
+def _around(value: float, logs: list[Array], least: Interval | None = None) -> Interval:
     """An interval over rounds, laid around the figure of all samples together, and no narrower than `least`."""
     low, high = least or (value, value)
     if len(logs) > 1:
@@ -108,8 +106,8 @@ def _around(value: float, logs: Array, least: Interval | None = None) -> Interva
     return min(low, value), max(high, value)
 
 
-def speedup(apart: Array, noise: float) -> Speedup:
-    """How many times faster a variant is than the reference, from log ratios by round.
+def speedup(apart: list[Array], noise: float) -> Speedup:
+    """How many times faster a variant is than the reference, from log ratios by round and block.
 
     `noise` is the log ratio that two copies of the reference showed: a difference below it proves
     nothing, whatever its interval says.

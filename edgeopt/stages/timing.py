@@ -80,7 +80,7 @@ def time(
     result.warmup_runs = sum(lane.warmup_runs for lane in sound)
     result.conditions = session.conditions.read() | {
         "rounds": len(sound[0].rounds) if sound else 0,
-        "idle_cpu_percent_max": round(100 * max((lane.idle_cpu_s for lane in sound), default=0.0), 2),
+        "idle_cpu_percent_max": round(100 * max((lane.idle_cpu_s / lane.idle_s for lane in sound if lane.idle_s), default=0.0), 2),
         "one_at_a_time": session.one_at_a_time,
         "gpu": next((one["conditions"] for one in facts.values() if one.get("conditions")), None),
     }
@@ -205,7 +205,7 @@ class _Rounds:
 
 def _width(lane: Lane) -> float:
     """Half-width of the interval of a lane's level, as a share of it."""
-    _, (low, high) = statistics.interval(statistics.of_rounds(lane.levels()))
+    _, (low, high) = statistics.interval(lane.levels())
     return (high - low) / 2
 
 
@@ -216,7 +216,7 @@ def _reference(lanes: list[Lane], name: str) -> tuple[float | None, list[Any] | 
         return None, None
     if TWIN not in levels:
         return None, levels[name]
-    apart = abs(float(statistics.of_pairs(levels[name], levels[TWIN]).mean()))
+    apart = abs(statistics.interval(statistics.of_pairs(levels[name], levels[TWIN]))[0])
     both = [
         (one + other) / 2 if len(one) == len(other) else np.concatenate([one, other])
         for one, other in zip(levels[name], levels[TWIN], strict=True)
@@ -226,7 +226,7 @@ def _reference(lanes: list[Lane], name: str) -> tuple[float | None, list[Any] | 
 
 def _row(lane: Lane, facts: dict[str, Any], reference: list[Any] | None, noise: float) -> Measured:
     levels = lane.levels()
-    mean, (low, high) = statistics.interval(statistics.of_rounds(levels))
+    mean, (low, high) = statistics.interval(levels)
     rate = 1000.0 * lane.batch
     speedup = None if reference is None else statistics.speedup(statistics.of_pairs(reference, levels), noise)
     return Measured(
