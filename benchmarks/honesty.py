@@ -215,13 +215,14 @@ def told_of_trials(bench: Bench, name: str, count: int) -> bool:
     share = np.array([line["seconds"] for line in found]) / len(TRIALS)
     good = hits >= needed * len(found) / 200 and not wrong_sign and np.median(share) <= 5.0
     bench.tell(f"{name}: {hits} of {len(found)} {right} (at least {needed} of 200), {wrong_sign} with the wrong sign: {verdict(good)}")
+    idle = [line["conditions"]["idle_cpu_percent_max"] for line in found]
     noise, rounds = (
         np.median(column) for column in zip(*((one["noise_percent"], one["conditions"]["rounds"]) for one in found), strict=True)
     )
     bench.tell(
         f"    {own - BASE} % more layers, mean of all {mean:+.2f} %; interval ±{np.median([50 * (high - low) for low, high in intervals]):.2f} %, "
         f"holds {truth:.3f} in {100 * inside / len(found):.0f} %; noise {noise:.2f} %, {rounds:.0f} rounds, "
-        f"{np.median(share):.1f} s a trial, {max(share):.1f} s at most"
+        f"{np.median(share):.1f} s a trial, {max(share):.1f} s at most, frozen processes on {max(idle):.1f} % of a core at most"
     )
     return bool(good)
 
