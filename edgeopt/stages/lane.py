@@ -20,7 +20,7 @@ BLOCK_S = 0.03  # a lane's share of a block: long against clock and scheduler, s
 FLOOD_S = 5 * BLOCK_S  # the same under load, where filling and emptying the queue counts too
 SHORT_S = 0.01  # a block of the warm-up
 SETTLED = 0.03  # warm-up ends when two short blocks in a row agree this well
-MAX_WARMUP = 12
+MAX_WARMUP, LATER_WARMUP = 12, 2  # short blocks at most: in the first round, in the others, where a restless machine would never agree
 MAX_RUNS = 2000  # of a block
 
 
@@ -150,7 +150,7 @@ class Lane:
     def _warm_up(self) -> None:
         """Run short blocks until two in a row agree (in later rounds: one with the round before); sets the runs of a block."""
         before = self.last_ms
-        for _ in range(MAX_WARMUP):
+        for _ in range(LATER_WARMUP if self.rounds else MAX_WARMUP):
             runs = max(1, min(MAX_RUNS, int(SHORT_S * 1000 / max(before, 1e-3)))) if before else 1
             self._run(runs, SHORT_S)
             self.warmup_runs += runs
