@@ -61,6 +61,8 @@ def value(given: Any) -> str:
         text = given
     elif isinstance(given, (list, tuple)) and all(isinstance(one, (str, int, float, bool)) for one in given):
         text = ", ".join(value(one) for one in given) or "none"
+    elif isinstance(given, dict) and given and all(isinstance(one, (str, int, float, bool)) for one in given.values()):
+        text = pairs(given)
     else:
         text = json.dumps(given, ensure_ascii=False, default=str)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … (all of it in report.json)"
@@ -89,9 +91,6 @@ def note(name: str, given: Any) -> Note:
     if isinstance(given, dict) and given and all(map(_is_pair, given.values())):
         rows = [[str(key), value(old), value(new), f"{number(100 * new / old, 0)} %" if old else NONE] for key, (old, new) in given.items()]
         return _table(title, list(given), ["", "before", "after", "kept"], rows[:MOST])
-    if isinstance(given, dict) and given and all(isinstance(one, (str, int, float, bool)) for one in given.values()):
-        text = pairs(given)
-        return Note(title, text if len(text) <= LONGEST else f"{text[:LONGEST]} … (all of it in report.json)")
     if _is_pair(given):
         return Note(title, f"{value(given[0])} → {value(given[1])}")
     return Note(title, value(given), warns=name in ("warning", "warnings"))

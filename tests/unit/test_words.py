@@ -231,3 +231,4 @@ def test_parity_and_notes_in_words() -> None:
     assert facts.parity(one) == "118.4 dB, at least 60 dB asked; largest difference 3.1e−06 over 4 samples"
     assert facts.pairs(one.notes) == 'kept: a, b; exact: yes; share: 0.123; nested: {"a": [1, {"b": 2}]}; nothing: unknown'
     assert facts.value("x" * 5000).endswith("(all of it in report.json)")
+    assert facts.value({"clock": 0, "steal": 2}) == "clock: 0; steal: 2"
