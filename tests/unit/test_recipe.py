@@ -83,7 +83,7 @@ def test_a_good_recipe_is_read() -> None:
         ("samples: 8", "sampels: 8", "6:30", "did you mean 'samples'?"),
         ("[top1]", "[{top1: {outptu: y}}]", "7:18", "did you mean 'output'?"),
         ("[fine-tune]", "[{fine-tune: {epoch: 3}}]", "10:24", "did you mean 'epochs'?"),
-        ("[fine-tune]", "[{simplify: {level: 3}}]", "10:23", "nothing can be set here: remove it"),
+        ("[fine-tune]", "[{execute-bf16: {level: 3}}]", "10:27", "nothing can be set here: remove it"),
         ("max_drop:", "max_dropp:", "13:19", "did you mean 'max_drop'?"),
         ("{score: top1, max_drop: 0.01}", "{speedup: {mn: 1.5}}", "13:16", "did you mean 'min'?"),
         ('["null"]', "[{extends: x86-openvino, thread: 1}]", "11:35", "did you mean 'threads'?"),
