@@ -187,14 +187,16 @@ class Child:
             os.killpg(self.process.pid, signal.SIGSTOP)
             self.frozen = True
             late = time.monotonic() + STOPPED_S
-            while time.monotonic() < late and not all(state == "T" for state in self._states()):
+            while time.monotonic() < late and self._states() - {"T"}:
                 time.sleep(1e-4)
 
-    def _states(self) -> Iterator[str]:
-        """The state of each thread, as proc(5) names it."""
-        for path in Path(f"/proc/{self.process.pid}/task").glob("*/stat"):
+    def _states(self) -> set[str]:
+        """The states of its threads, as proc(5) names them. No generator is left half-way: a Ctrl-C while one closes would be lost."""
+        found = set()
+        for path in list(Path(f"/proc/{self.process.pid}/task").glob("*/stat")):
             with contextlib.suppress(OSError):
-                yield path.read_text().rpartition(")")[2].split()[0]
+                found.add(path.read_text().rpartition(")")[2].split()[0])
+        return found
 
     def thaw(self) -> None:
         if self.frozen and self.process.poll() is None:
