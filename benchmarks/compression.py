@@ -34,19 +34,19 @@ CLONE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CLONE))
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import edgeopt  # noqa: E402
-from edgeopt.core import machine, registry  # noqa: E402
-from edgeopt.core.artifact import Artifact  # noqa: E402
-from edgeopt.core.errors import EdgeoptError  # noqa: E402
-from edgeopt.core.plan import Plan  # noqa: E402
-from edgeopt.core.recipe import Measuring  # noqa: E402
-from edgeopt.core.report import Report  # noqa: E402
-from edgeopt.stages import score, statistics, timing  # noqa: E402
-from edgeopt.stages.build import Build, artifact_of  # noqa: E402
-from edgeopt.stages.children import environment  # noqa: E402
-from tests import zoo  # noqa: E402
+import edgeopt
+from edgeopt.core import machine, registry
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import EdgeoptError
+from edgeopt.core.plan import Plan
+from edgeopt.core.recipe import Measuring
+from edgeopt.core.report import Report
+from edgeopt.stages import score, statistics, timing
+from edgeopt.stages.build import Build, artifact_of
+from edgeopt.stages.children import environment
+from tests import zoo
 
 MODELS = ("efficientnet_lite0", "mnist_cnn", "detector", "lstm", "minilm", "magika")
 TARGETS = {"x86-openvino": "openvino", "x86-onnxruntime": "onnxruntime"}

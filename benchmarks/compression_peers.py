@@ -142,7 +142,7 @@ PEERS = {
 
 def main() -> None:
     name, model, calibrate, folder = sys.argv[1], *map(Path, sys.argv[2:5])
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes its import fail, as Python documents
     import onnx
 
     graph = onnx.load(model, load_external_data=False).graph

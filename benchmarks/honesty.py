@@ -28,17 +28,17 @@ CLONE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CLONE))
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import numpy as np  # noqa: E402
-import synthetic  # noqa: E402
+import numpy as np
+import synthetic
 
-import edgeopt  # noqa: E402
-from edgeopt.core import digest, machine, registry  # noqa: E402
-from edgeopt.core.artifact import Artifact  # noqa: E402
-from edgeopt.core.plan import Plan, PlanTarget  # noqa: E402
-from edgeopt.core.protocols import Sample  # noqa: E402
-from edgeopt.core.recipe import Measuring, load  # noqa: E402
-from edgeopt.stages import timing  # noqa: E402
-from edgeopt.stages.children import Child  # noqa: E402
+import edgeopt
+from edgeopt.core import digest, machine, registry
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.plan import Plan, PlanTarget
+from edgeopt.core.protocols import Sample
+from edgeopt.core.recipe import Measuring, load
+from edgeopt.stages import timing
+from edgeopt.stages.children import Child
 
 PARTS = ("trials", "traces", "pairs", "tools", "cost")
 WIDTH, ROWS = 96, 64  # one layer: 64 rows through 96 × 96 weights, which stay in the cache

@@ -159,6 +159,7 @@ def _refuse(verdict: list[Finding]) -> None:
 def _build(model: Artifact, plan: dict[str, Any], options: TensorrtOptions, ctx: Context) -> Path:
     from edgeopt.runner import Problem, tensorrt_engine
     from edgeopt.runner import tensorrt_library as library
+    from edgeopt.runner.build import driver
 
     found = library.look(options.product)
     gpu = found.gpus[0] if found.gpus else None
@@ -169,8 +170,7 @@ def _build(model: Artifact, plan: dict[str, Any], options: TensorrtOptions, ctx:
         made = tensorrt_engine.ask(request, options.build_limit_s)
     except Problem as problem:
         raise _KINDS.get(problem.kind, StepError)(f"{problem.cause} [checker, layer C]", remedy=problem.remedy) from problem
-    driver = {"driver": found.driver or None, "cuda": found.cuda}
-    record = {**plan, **made, "engine": ENGINE, "gpu": gpu, **driver, "compute_capabilities": _built_for(options, gpu)}
+    record = {**plan, **made, "engine": ENGINE, "gpu": gpu, **driver(found), "compute_capabilities": _built_for(options, gpu)}
     (ctx.folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     for name in ("version", "seconds", "size_bytes", "warnings"):
         ctx.note(f"engine_{name}" if name != "warnings" else name, made[name])
