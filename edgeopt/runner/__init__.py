@@ -3,7 +3,8 @@
 What is measured is what is shipped, so this room imports the standard library, numpy and one runtime,
 and nothing else of edgeopt. `python -m edgeopt.runner serve` answers frames on stdin (`serve`); each
 runtime is one module with `library()`, which imports the runtime, and
-`open(path, *, threads, requests, options, execution) -> Session`. A name that is not in RUNTIMES is
+`open(path, *, threads, requests, options, execution) -> Session`; where it has `ready(path)`, that is called
+before the clock of loading starts. A name that is not in RUNTIMES is
 looked up among installed entry points of the group `edgeopt.runner`, whose values are modules.
 """
 

@@ -94,6 +94,8 @@ class Child:
             raise Problem("usage", f"no such file: {path}", "build the artifact again")
         bare = _status_mb("VmRSS")
         runtime = runtime_of(backend)
+        if ready := getattr(runtime, "ready", None):
+            ready(Path(path))
         start = time.perf_counter_ns()
         self._session = runtime.open(Path(path), threads=threads, requests=requests, options=options, execution=execution)
         load_ms = (time.perf_counter_ns() - start) / 1e6

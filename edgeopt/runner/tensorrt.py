@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt.runner import Port, Problem, tensorrt_cuda, tensorrt_timing
-from edgeopt.runner import tensorrt_library as library
+from edgeopt.runner import Port, Problem, tensorrt_cuda, tensorrt_library, tensorrt_timing
 from edgeopt.runner import tensorrt_log as log
+from edgeopt.runner.tensorrt_cache import RuntimeCache
 from edgeopt.runner.tensorrt_library import trt
 
 if TYPE_CHECKING:
@@ -26,15 +25,27 @@ _AUTO_SLOTS = 2
 _WIDEN = "widen it, options: {profiles: {AXIS: [min, opt, max]}} (the batch axis: the target's `batch`), and build again"
 
 
+def library() -> None:
+    """Nothing to import yet: which product an engine needs stands in its record, which `open` reads."""
+
+
+def ready(path: Path) -> None:
+    """All that comes before loading: a child looks at the machine, and the product of the engine is imported. Raises what `open` would."""
+    product = verified(path)["product"]
+    if reason := tensorrt_library.why_not_run(product):
+        raise Problem("missing", reason, "open the engine on the machine that it was built for")
+    tensorrt_library.load(product)
+
+
 def open(path: Path, *, threads: int, requests: int | str, options: dict[str, Any], execution: dict[str, str]) -> TensorrtSession:
     """Open an engine that lies beside its build record. Raises a Problem when it is not what was built, or not for this machine.
 
     options: `cuda_graph` and `spin_wait` (default: both). requests "auto" makes two slots: one copies while one computes.
     """
     record = verified(path)
-    if reason := library.why_not_run(record["product"]):
+    if reason := tensorrt_library.why_not_run(record["product"]):
         raise Problem("missing", reason, "open the engine on the machine that it was built for")
-    if reason := foreign(record, library.look(record["product"])):
+    if reason := foreign(record, tensorrt_library.look(record["product"])):
         raise Problem("usage", reason, "build it here: python -m edgeopt.runner build BUNDLE, or `edgeopt run` on this machine")
     tensorrt_cuda.wait_by(spinning=options.get("spin_wait", True))
     return TensorrtSession(path, record, _AUTO_SLOTS if requests == "auto" else int(requests), options)
@@ -47,14 +58,14 @@ def verified(path: Path) -> dict[str, Any]:
         wanted, product = record["sha256"], record["product"]
     except (OSError, ValueError, KeyError, TypeError):
         raise Problem("usage", f"{path.name} has no build record ({RECORD}) beside it", "build the engine again") from None
-    if product not in library.PACKAGES or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+    if product not in tensorrt_library.PACKAGES or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
         raise Problem("usage", f"{path.name} is not the engine that its record describes; it was changed or cut short", "build it again")
     return record
 
 
-def foreign(record: dict[str, Any], here: library.Finding) -> str:
+def foreign(record: dict[str, Any], here: tensorrt_library.Finding) -> str:
     """Why an engine is not for this machine, in plain words, or an empty string."""
-    title = library.TITLES[record["product"]]
+    title = tensorrt_library.TITLES[record["product"]]
     options = record["options"]
     if record["version"] != here.version and not options.get("version_compatible"):
         return f"the engine was built by {title} {record['version']}, here is {here.version}"
@@ -87,15 +98,17 @@ class TensorrtSession:
         self.graphs = bool(options.get("cuda_graph", True))
         self.spinning = bool(options.get("spin_wait", True))
         self.inputs, self.outputs = _ports(record["inputs"]), _ports(record["outputs"])
-        library.load(record["product"])
+        tensorrt_library.load(record["product"])
         with log.collected() as said:
             self._runtime = trt.Runtime(log.logger())
-            self.engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+            self.engine = _deserialized(self._runtime, path, record)
             if self.engine is None or log.errors(said):
                 raise log.problem(f"opening {path.name}", log.errors(said))
             self._check_ports()
             self._cache = RuntimeCache(self.engine, record["sha256"])
             self._slots = [Slot(self.engine, self._cache, self) for _ in range(slots)]
+            if found := log.errors(said):
+                raise log.problem(f"opening {path.name}", found)
 
     def load(self, feeds: Feeds, slot: int = 0) -> None:
         self._slots[slot].load(feeds)
@@ -112,18 +125,19 @@ class TensorrtSession:
     def facts(self, feeds: Feeds) -> dict[str, Any]:
         counts = tensorrt_timing.precisions(self.layers())
         timed = tensorrt_timing.timed(self._slots[0], feeds)
-        self._cache.keep()
+        asides = [self._slots[0].why_no_graph, self._cache.keep()]
         return {
-            "runtime": f"{library.TITLES[self.record['product']].lower()} {trt.__version__}",
+            "runtime": f"{tensorrt_library.TITLES[self.record['product']].lower()} {trt.__version__}",
             "precision": counts,
-            "layers": sum(counts.values()),
-            "gpu": library.look(self.record["product"]).gpus[0],
-            "cuda_graph": self.graphs,
+            "layers": None if counts is None else sum(counts.values()),
+            "gpu": tensorrt_library.look(self.record["product"]).gpus[0],
+            "cuda_graph": self._slots[0].by_graph,
             "spin_wait": self.spinning,
             "transfers": "timed apart",
+            "tf32": bool(self.record["options"].get("tf32")),
             "runtime_cache": self._cache.state,
             "events_ms": timed,
-            "warnings": tensorrt_timing.warnings(timed),
+            "warnings": [*tensorrt_timing.warnings(timed), *filter(None, asides)],
             "conditions": tensorrt_cuda.conditions(),
         }
 
@@ -131,10 +145,14 @@ class TensorrtSession:
         return tensorrt_timing.profile(self._slots[0], feeds, self.layers())
 
     def layers(self) -> list[dict[str, Any]]:
-        """What the engine executes, as its inspector tells it; empty where it tells no more than names."""
+        """What the engine executes, as its inspector tells it; empty where it tells no more than names, or nothing at all."""
         inspector = self.engine.create_engine_inspector()
-        told = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-        return [layer for layer in told.get("Layers", []) if isinstance(layer, dict)]
+        try:
+            told = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        except (ValueError, TypeError):
+            return []
+        found = told.get("Layers", []) if isinstance(told, dict) else []
+        return [layer for layer in found if isinstance(layer, dict)]
 
     def close(self) -> None:
         for slot in self._slots:
@@ -156,13 +174,22 @@ class TensorrtSession:
                 raise Problem("step", f"'{port.name}' is {dtype} in the engine and {port.dtype} in the model", "export it as float32")
 
 
+def _deserialized(runtime: Any, path: Path, record: dict[str, Any]) -> Any:
+    """The engine, or None. One that runs on other versions carries code of its own, which TensorRT loads only where it is told to."""
+    if record["options"].get("version_compatible"):
+        runtime.engine_host_code_allowed = True  # these bytes are the ones that were built: `verified` saw to it
+    return runtime.deserialize_cuda_engine(path.read_bytes())
+
+
 class Slot:
     """One inference at a time: a context, a stream, buffers, and the graph of its launch."""
 
     def __init__(self, engine: trt.ICudaEngine, cache: RuntimeCache, session: TensorrtSession) -> None:
         self.record, self.inputs, self.outputs = session.record, session.inputs, session.outputs
         self._rtx = self.record["product"] == "rtx"
+        self._asked = session.graphs
         self.graphs = session.graphs and not self._rtx  # RTX records its own, by its runtime's settings
+        self.why_no_graph = ""
         self.stream = tensorrt_cuda.Stream()
         self.context: trt.IExecutionContext = cache.context(session.graphs) if self._rtx else engine.create_execution_context()
         if self.context is None:
@@ -172,15 +199,23 @@ class Slot:
         self.buffers: dict[str, tensorrt_cuda.Buffer] = {}
         self._graph: tensorrt_cuda.Graph | None = None
 
+    @property
+    def by_graph(self) -> bool:
+        """Whether it really is launched as a CUDA graph; of RTX, whether its runtime was told to."""
+        return self._asked if self._rtx else self._graph is not None
+
     def load(self, feeds: Feeds) -> None:
         """Copy in; returns when the GPU has it, so that copy and compute are apart."""
-        if any(port.name not in self.buffers or self.buffers[port.name].shape != feeds[port.name].shape for port in self.inputs):
+        new = any(port.name not in self.buffers or self.buffers[port.name].shape != feeds[port.name].shape for port in self.inputs)
+        if new:
             self._reshape({port.name: feeds[port.name].shape for port in self.inputs})
         for port in self.inputs:
             buffer = self.buffers[port.name]
             np.copyto(buffer.host, feeds[port.name])
             buffer.to_device(self.stream)
         self.stream.wait()
+        if new and self.graphs:  # only now: the first run must not see what the GPU's memory held before, as indices it may be anything
+            self._record()
 
     def start(self) -> None:
         if self._graph is not None:
@@ -202,10 +237,17 @@ class Slot:
         return {port.name: self.buffers[port.name].host.copy() for port in self.outputs}
 
     def _reshape(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """New shapes: buffers, addresses and graph are made anew; TensorRT needs one plain run before it can be recorded."""
+        """New shapes: buffers and addresses are made anew, the graph is gone."""
         if reason := outside(self.record, shapes):
             raise Problem("usage", reason, _WIDEN)
         self._release()
+        try:
+            self._bind(shapes)
+        except Problem:
+            self._release()  # half of the buffers would pass for all of them the next time
+            raise
+
+    def _bind(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
             with log.collected():
                 fits = self.context.set_input_shape(name, shape)
@@ -219,11 +261,17 @@ class Slot:
             if -1 in shape:
                 raise Problem("usage", f"the size of the output '{port.name}' depends on the data", "leave that part to the application")
             self.buffers[port.name] = tensorrt_cuda.Buffer(shape, port.dtype)
-            self.context.set_tensor_address(port.name, self.buffers[port.name].device)
-        if self.graphs:
-            self.enqueue()
-            self.stream.wait()
+            if not self.context.set_tensor_address(port.name, self.buffers[port.name].device):
+                raise Problem("step", f"TensorRT takes no buffer for '{port.name}'", "build the engine again")
+
+    def _record(self) -> None:
+        """The launch as one CUDA graph, after one plain run, which TensorRT needs. What cannot be recorded is launched plainly."""
+        self.enqueue()
+        self.stream.wait()
+        try:
             self._graph = tensorrt_cuda.Graph(self.stream, self.enqueue)
+        except Problem as problem:
+            self.graphs, self.why_no_graph = False, f"no CUDA graph: {problem.cause}"
 
     def _release(self) -> None:
         if self._graph is not None:
@@ -238,39 +286,6 @@ class Slot:
         self._release()
         del self.context
         self.stream.close()
-
-
-class RuntimeCache:
-    """The kernels that RTX compiles on the first run, kept between processes; full TensorRT has none."""
-
-    def __init__(self, engine: Any, sha256: str) -> None:
-        self._engine = engine
-        self._cache: Any = None
-        self.state = "none"
-        root = os.environ.get("EDGEOPT_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "edgeopt")  # noqa: PTH118
-        self._path = Path(root).expanduser() / "tensorrt" / f"{sha256}.runtime-cache"
-
-    def context(self, graphs: bool) -> Any:
-        """An RTX context: kernels for dynamic shapes compiled before the first run returns, not behind the back of a measurement."""
-        rtx: Any = trt
-        config = self._engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
-        strategy = rtx.CudaGraphStrategy
-        config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if graphs else strategy.DISABLED
-        if self._cache is None:
-            self._cache = config.create_runtime_cache()
-            self.state = "warm" if self._path.is_file() and self._cache.deserialize(self._path.read_bytes()) else "cold"
-        config.set_runtime_cache(self._cache)
-        return self._engine.create_execution_context(config)
-
-    def keep(self) -> None:
-        """Write what was compiled so far, whole or not at all."""
-        if self._cache is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        part.write_bytes(memoryview(self._cache.serialize()))
-        part.replace(self._path)
 
 
 def _ports(rows: list[list[Any]]) -> list[Port]:

@@ -80,7 +80,7 @@ class Buffer:
 
 
 class Graph:
-    """What a function puts on a stream, recorded once and launched as a whole."""
+    """What a function puts on a stream, recorded once and launched as a whole. A Problem leaves the stream as usable as it was."""
 
     def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
         self._cuda, self._stream = runtime(), stream
@@ -88,11 +88,21 @@ class Graph:
         call("recording a CUDA graph", self._cuda.cudaStreamBeginCapture(stream.handle, mode))
         try:
             enqueue()
-        finally:  # a stream left in capture could never be used again
-            ended = self._cuda.cudaStreamEndCapture(stream.handle)
-        recorded = call("recording a CUDA graph", ended)
-        self._executable = call("making a CUDA graph", self._cuda.cudaGraphInstantiate(recorded, 0))
-        self._cuda.cudaGraphDestroy(recorded)
+        except BaseException:
+            code, *left = self._cuda.cudaStreamEndCapture(stream.handle)  # a stream left in capture could never be used again
+            if int(code) == 0:
+                self._cuda.cudaGraphDestroy(*left)
+            self._cuda.cudaGetLastError()  # or who asks next takes it for its own
+            raise
+        try:
+            recorded = call("recording a CUDA graph", self._cuda.cudaStreamEndCapture(stream.handle))
+            try:
+                self._executable = call("making a CUDA graph", self._cuda.cudaGraphInstantiate(recorded, 0))
+            finally:
+                self._cuda.cudaGraphDestroy(recorded)
+        except Problem:
+            self._cuda.cudaGetLastError()
+            raise
 
     def launch(self) -> None:
         call("launching a CUDA graph", self._cuda.cudaGraphLaunch(self._executable, self._stream.handle))
@@ -134,9 +144,9 @@ def conditions() -> dict[str, Any]:
     try:
         nvml = importlib.import_module("cuda.bindings.nvml")
         nvml.init_v2()
+        gpu = nvml.device_get_handle_by_index_v2(0)
     except Exception:  # noqa: BLE001 (a Jetson's driver has no NVML; no figure is better than no measuring)
         return {}
-    gpu = nvml.device_get_handle_by_index_v2(0)
     found: dict[str, Any] = {}
     for name, ask in {
         "driver": nvml.system_get_driver_version,

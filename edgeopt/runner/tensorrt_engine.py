@@ -6,6 +6,7 @@ Both products go through here, told apart by features; always strongly typed: pr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -194,23 +195,34 @@ def _profile(
 
 
 def _timing_cache(config: trt.IBuilderConfig, path: str | None) -> trt.IBuilderConfig | None:
-    """The tactics timed so far on this GPU; RTX times none. Returns the config where there is one to keep."""
+    """The tactics timed so far on this GPU; RTX times none. Returns the config where there is one to keep.
+
+    TensorRT calls a cache that is damaged, or of another machine or version, an error, and goes on without: so do we, with an empty one.
+    """
     if path is None or hasattr(config, "num_compute_capabilities"):
         return None
-    known = Path(path).read_bytes() if Path(path).is_file() else b""
-    config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
-    return config
+    try:
+        known = Path(path).read_bytes()
+    except OSError:
+        known = b""
+    with log.collected():
+        for data in (known, b""):
+            cache: Any = config.create_timing_cache(data)
+            if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+                return config
+    return None
 
 
 def _keep(config: trt.IBuilderConfig | None, path: str | None) -> None:
-    """Write the timing cache, whole or not at all."""
+    """Write the timing cache, whole or not at all. Where that cannot be, the next build times again: no reason to lose this one."""
     if config is None or path is None:
         return
     place = Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(f".{place.name}.{os.getpid()}")
-    part.write_bytes(memoryview(config.get_timing_cache().serialize()))
-    part.replace(place)
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        part.replace(place)
 
 
 def _checked(doing: str, made: Any, said: list[log.Line]) -> Any:

@@ -24,6 +24,7 @@ EXTRAS = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
 _LESSER = {"tensorrt": ("tensorrt_lean", "tensorrt_dispatch"), "rtx": ()}
 _NO_DEVICE = 100
+_LONGEST_S = 120  # for a look: TensorRT alone takes seconds to import, from a cold disk tens of them
 # Where a driver without NVML tells its version: the file, what to read in it, and what to call that.
 DRIVER_FILES = (
     ("/proc/driver/nvidia/version", r"Kernel Module(?: for \w+)?\s+(\d[\d.]*)", ""),
@@ -48,12 +49,25 @@ class Finding(NamedTuple):
 @cache
 def look(product: str) -> Finding:
     """What is here for a product; asked once per process, in a child."""
+    found = _asked(product)
+    if isinstance(found, Finding):
+        return found
+    alone = _asked("")  # a library that breaks its process says nothing of the GPU
+    if not isinstance(alone, Finding):
+        alone = Finding("", f"the NVIDIA driver {alone}")
+    return alone._replace(library=f"{TITLES[product]} {found}")
+
+
+def _asked(product: str) -> Finding | str:
+    """What a child finds for a product, or without one for the GPU alone; else what became of the child."""
     asked = [sys.executable, "-m", "edgeopt.runner.tensorrt_library", product]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False)
     try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=_LONGEST_S, check=False)
         found = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return f"gives no answer within {_LONGEST_S} s"
     except (ValueError, IndexError):
-        return Finding(f"{TITLES[product]} crashes when it is imported: {_last(done.stderr)}", "", gpus=())
+        return f"crashes when it is {'imported' if product else 'asked'}: {_last(done.stderr)}"
     return Finding(**{**found, "gpus": tuple(found["gpus"])})
 
 
@@ -170,9 +184,9 @@ def _last(text: str) -> str:
 
 
 def _main(product: str) -> None:
-    library = library_problem(product)
+    library = library_problem(product) if product else ""
     gpu, cuda, gpus = gpu_problem()
-    version = "" if library else str(import_module(PACKAGES[product]).__version__)
+    version = "" if library or not product else str(import_module(PACKAGES[product]).__version__)
     print(json.dumps(Finding(library, gpu, version, cuda, tuple(gpus), "" if gpu else driver_version())._asdict()), flush=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ class Line(NamedTuple):
     text: str
 
 
-_sinks: list[list[Line]] = []
+_HEARD = ("INTERNAL_ERROR", "ERROR", "WARNING")  # a build says tens of thousands of lines below these
+_sinks: dict[int, list[list[Line]]] = {}  # by thread, innermost last
 _loggers: list[Any] = []
 
 # Without a driver every error of the API is followed by this one; it says nothing of the model.
@@ -69,26 +71,37 @@ def logger() -> trt.ILogger:
                 trt.ILogger.__init__(self)
 
             def log(self, severity: Any, msg: str) -> None:
-                line = Line(str(severity).rpartition(".")[2], msg)
-                for sink in _sinks:
-                    sink.append(line)
-                for text in errors([line]):
-                    print(f"TensorRT: {text}", file=sys.stderr)
+                heard(Line(str(severity).rpartition(".")[2], msg))
 
         _loggers.append(Logger())
     one: trt.ILogger = _loggers[0]
     return one
 
 
+def heard(line: Line) -> None:
+    """Give a line to the innermost listener of the thread that says it; one of a thread that TensorRT made for itself to every thread's."""
+    if line.severity not in _HEARD:
+        return
+    own = _sinks.get(threading.get_ident())
+    for stack in [own] if own else list(_sinks.values()):
+        for sink in stack[-1:]:  # another thread may take its last one away meanwhile
+            sink.append(line)
+    for text in errors([line]):
+        print(f"TensorRT: {text}", file=sys.stderr)
+
+
 @contextmanager
 def collected() -> Iterator[list[Line]]:
-    """What TensorRT logs meanwhile."""
-    sink: list[Line] = []
-    _sinks.append(sink)
+    """The errors and warnings that TensorRT logs meanwhile for this thread, but for those of a `collected` inside."""
+    here, sink = threading.get_ident(), list[Line]()
+    stack = _sinks.setdefault(here, [])
+    stack.append(sink)
     try:
         yield sink
     finally:
-        _sinks.remove(sink)
+        stack.pop()
+        if not stack:
+            del _sinks[here]
 
 
 def errors(lines: list[Line]) -> list[str]:

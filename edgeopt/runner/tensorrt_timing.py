@@ -25,8 +25,11 @@ _MOVES = re.compile(
     r"Reformat|NoOp|Constant|Shuffle|Slice|Concat\w*|Gather|Scatter|Cast|Quantize|Dequantize|Resize|Padding|Identity|ShapeHostToDevice|signal|wait",
     re.IGNORECASE,
 )
+_TYPE_ENTRIES = ("format/datatype", "format", "datatype")
 _PRECISIONS = (
     ("int8", "int8"),
+    ("fp8", "fp8"),
+    ("float8", "fp8"),
     ("bf16", "bf16"),
     ("bfloat16", "bf16"),
     ("fp16", "fp16"),
@@ -82,21 +85,29 @@ def warnings(times: dict[str, Any]) -> list[str]:
     return found
 
 
-def precisions(layers: list[dict[str, Any]]) -> dict[str, int]:
-    """Layers that compute, by the type of what they take."""
+def precisions(layers: list[dict[str, Any]]) -> dict[str, int] | None:
+    """Layers that compute, by the type of what they take; None where the inspector tells no types, as of engines built without them."""
+    if not any(_types(layer) for layer in layers):
+        return None
     counts = {"int8": 0, "bf16": 0, "fp16": 0, "fp32": 0}
     for layer in layers:
-        if (found := precision(layer)) in counts:
-            counts[found] += 1
+        if found := precision(layer):
+            counts[found] = counts.get(found, 0) + 1
     return counts
 
 
 def precision(layer: dict[str, Any]) -> str:
-    """int8, bf16, fp16 or fp32 for a layer that computes; empty for one that moves data or tells no type."""
+    """int8, fp8, bf16, fp16 or fp32 for a layer that computes; empty for one that moves data or tells no type."""
     if _MOVES.fullmatch(str(layer.get("LayerType", ""))):
         return ""
-    told = " ".join(str(port.get("Format/Datatype", "")) for port in layer.get("Inputs", []) if isinstance(port, dict)).lower()
+    told = _types(layer)
     return next((name for word, name in _PRECISIONS if word in told), "")
+
+
+def _types(layer: dict[str, Any]) -> str:
+    """What the inspector says of a layer's inputs: one entry up to TensorRT 10, apart since then."""
+    ports = [port for port in layer.get("Inputs", []) if isinstance(port, dict)]
+    return " ".join(str(text) for port in ports for name, text in port.items() if name.lower() in _TYPE_ENTRIES).lower()
 
 
 def profile(slot: Slot, feeds: Feeds, layers: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ import small_onnx as small
 
 from edgeopt.core import registry
 from edgeopt.core.errors import MissingError, StepError, UsageError
-from edgeopt.runner import frames
+from edgeopt.runner import frames, null, serve
 from edgeopt.stages.children import Child
 
 SERVE = [sys.executable, "-m", "edgeopt.runner", "serve"]
@@ -390,3 +391,9 @@ def test_onnxruntime_writes_no_telemetry(mlp, tmp_path):
     result = subprocess.run(SERVE, input=stream.getvalue(), capture_output=True, env=environment, timeout=60, check=True)
     assert frames.read(io.BytesIO(result.stdout))[0]["ok"]
     assert not list(home.rglob("*"))
+
+
+def test_what_a_runtime_asks_of_the_machine_is_not_part_of_loading(null_model, monkeypatch):
+    slow = SimpleNamespace(ready=lambda path: time.sleep(0.5), open=null.open)
+    monkeypatch.setattr(serve, "runtime_of", lambda backend: slow)
+    assert serve.Child().open({}, str(null_model), "null", 1, 1, {}, {})[0]["load_ms"] < 250

@@ -315,6 +315,7 @@ def test_a_package_that_crashes_on_import(tmp_path, monkeypatch):
     library.look.cache_clear()
     try:
         assert "crashes when it is imported" in library.why_not_build("rtx")
+        assert library.look("rtx").gpu == library.gpu_problem()[0], "the GPU is asked for again, without the library"
     finally:
         library.look.cache_clear()
 
