@@ -1,10 +1,12 @@
-"""What scores need of a model's outputs and labels: the one that is judged, a class index, the truth."""
+"""What scores need of a model's outputs and labels: each sample's share, the one that is judged, a class index, the truth."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgeopt.core.artifact import Signature
 from edgeopt.core.errors import UsageError, did_you_mean
+from edgeopt.core.protocols import fixed_batch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,6 +15,24 @@ if TYPE_CHECKING:
 
 
 ANY = 2**31  # classes, where the model does not say how many there are
+
+
+def apart(outputs: dict[str, Array], count: int, signature: Signature) -> list[dict[str, Array]]:
+    """A batch's outputs sample by sample, by the signature's names and without the batch axis; the batch may be filled up beyond `count`.
+
+    What is not as long as the batch along that axis counts something else (boxes that a detector found): each sample gets it whole.
+    """
+    import numpy as np
+
+    ran = fixed_batch(signature) or count
+    samples: list[dict[str, Array]] = [{} for _ in range(count)]
+    for spec, array in zip(signature.outputs, outputs.values(), strict=True):
+        axis = signature.batch_axis(spec)
+        counts = axis is not None and axis < array.ndim and array.shape[axis] == ran
+        shares = np.moveaxis(array, axis or 0, 0)[:count] if counts else [array] * count
+        for sample, share in zip(samples, shares, strict=True):
+            sample[spec.name] = np.asarray(share)
+    return samples
 
 
 def chosen(outputs: dict[str, Array], name: str | None) -> Array:

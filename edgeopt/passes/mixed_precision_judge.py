@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
+from edgeopt.core import outputs as judged
 from edgeopt.core.artifact import Signature
 from edgeopt.core.errors import UsageError, did_you_mean
 from edgeopt.core.protocols import Context, Options, Score
@@ -99,7 +100,10 @@ class Judge:
         found = [self._apart(run(feeds), len(labels)) for feeds, labels in self.batches]
         if not all(np.isfinite(array).all() for outputs in found for one in outputs for array in one.values() if array.dtype.kind == "f"):
             return Verdict(float("nan"), float("nan"), False)
-        values = self._values(found)
+        try:
+            values = self._values(found)
+        except UsageError:  # outputs unlike the float model's, boxes in another number: what cannot be judged does not fit
+            return Verdict(float("nan"), float("nan"), False)
         got = self._figure(values, self.reference)
         folds = [self._figure(values[fold::FOLDS], self.reference[fold::FOLDS]) for fold in range(FOLDS)]
         error = float(np.std(folds, ddof=1) / np.sqrt(FOLDS)) if np.isfinite(folds).all() else 0.0
@@ -124,7 +128,8 @@ class Judge:
                 for name, exact in other.items():
                     if exact.dtype.kind == "f":
                         x, y = exact.astype(np.float64), one[name].astype(np.float64)
-                        sums[name] = sums.get(name, 0) + np.array([np.square(x - y).sum(), np.square(x).sum()])
+                        off = x - y if x.shape == y.shape else x  # in another number: as bad as none
+                        sums[name] = sums.get(name, 0) + np.array([np.square(off).sum(), np.square(x).sum()])
         powers = np.array([power for power in sums.values() if power[1] > 0])
         if not len(powers):
             return 0.0
@@ -150,13 +155,7 @@ class Judge:
         )
 
     def _apart(self, outputs: Feeds, count: int) -> list[Feeds]:
-        """Outputs sample by sample, without the batch axis."""
+        """Outputs sample by sample, as arrays of their own: a runtime may fill the same buffer again."""
         import numpy as np
 
-        samples: list[Feeds] = [{} for _ in range(count)]
-        for spec, array in zip(self.signature.outputs, outputs.values(), strict=True):
-            axis = self.signature.batch_axis(spec)
-            apart = [array] * count if axis is None or array.shape[axis] < count else list(np.moveaxis(array, axis, 0)[:count])
-            for sample, one in zip(samples, apart, strict=True):
-                sample[spec.name] = np.array(one)
-        return samples
+        return [{name: np.array(one) for name, one in sample.items()} for sample in judged.apart(outputs, count, self.signature)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from edgeopt.core.errors import StepError, UsageError
+from edgeopt.core.errors import EdgeoptError, StepError, UsageError
 from edgeopt.core.protocols import Context, Split
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ class Calibration:
             try:
                 made = build()
                 reached[settings] = round(self._decibels(reference(), runner(made), 1 if alone else JUDGED), 2)
-            except (StepError, RuntimeError) as error:
+            except Exception as error:  # what runtimes raise shares no other base
+                if isinstance(error, (EdgeoptError, MemoryError, OSError)) and not isinstance(error, StepError):
+                    raise
                 failures.append(error)
                 continue
             if best is None or reached[settings] >= reached[best.settings] + MARGIN_DB:
@@ -116,14 +118,14 @@ class Calibration:
         return Choice(best.settings, best.made, reached)
 
     def _decibels(self, reference: Run, candidate: Run, count: int) -> float:
-        """SQNR of the candidate on the held samples, averaged over its real-valued outputs."""
+        """SQNR of the candidate on the held samples, averaged over its real-valued outputs where they are of one shape."""
         import numpy as np
 
         sums: dict[str, np.ndarray[Any, Any]] = {}
         for feeds, _ in islice(self.held(), count):
             after = candidate(feeds)
             for name, exact in reference(feeds).items():
-                if np.issubdtype(exact.dtype, np.floating):
+                if np.issubdtype(exact.dtype, np.floating) and exact.shape == after[name].shape:
                     x = exact.astype(np.float64)
                     sums[name] = sums.get(name, 0) + np.array([(x**2).sum(), ((x - after[name]) ** 2).sum()])
         with np.errstate(divide="ignore", invalid="ignore"):

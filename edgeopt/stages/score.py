@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt.core import outputs as judged
 from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact, Signature
 from edgeopt.core.errors import EdgeoptError, StepError, UsageError
@@ -64,6 +65,7 @@ def score(
         for chunk in _chunks(split, used.target.batch):
             reference: list[dict[str, Any]] | None = None
             labels = [sample.label for sample in chunk]
+            walked = next((variant for variant in children if variant not in errors), None)
             for variant, runner in children.items():
                 if variant in errors:
                     continue
@@ -77,7 +79,12 @@ def score(
                 outputs = [{name: one[name] for name in outputs_of_all} for one in found]
                 if variant == plan.reference:
                     reference = outputs
-                _judge(scores, values[variant], outputs, labels, reference, seen)
+                try:
+                    _judge(scores, values[variant], outputs, labels, reference, seen)
+                except EdgeoptError as error:
+                    if variant == walked:  # it stands for all: labels or scores that fit no variant
+                        raise
+                    errors[variant] = error
             seen += len(labels)
             progress(seen, 0, f"{seen} samples")
     arrays: dict[str, Any] = {
@@ -150,20 +157,14 @@ def _through(child: Child | Plain, chunk: list[Sample], signature: Signature, ba
 
 def split_outputs(outputs: dict[str, Any], count: int, signature: Signature, seen: int) -> list[dict[str, Any]]:
     """Outputs sample by sample, without the batch axis. Raises StepError for NaN or infinity."""
-    samples: list[dict[str, Any]] = [{} for _ in range(count)]
+    samples = judged.apart(outputs, count, signature)
     remedy = (
         "leave the pass that overflows out, or keep its nodes in float; where the reference fails too, look at the model and the sample"
     )
-    for spec, array in zip(signature.outputs, outputs.values(), strict=True):
-        axis = signature.batch_axis(spec)
-        apart = [array] * count if axis is None or array.shape[axis] < count else np.moveaxis(array, axis, 0)[:count]
-        for index, one in enumerate(apart):
+    for index, sample in enumerate(samples):
+        for name, one in sample.items():
             if one.dtype.kind == "f" and not np.isfinite(one).all():
-                raise StepError(
-                    f"NaN or infinity in output '{spec.name}' for evaluation sample {seen + index}",
-                    remedy=remedy,
-                )
-            samples[index][spec.name] = one
+                raise StepError(f"NaN or infinity in output '{name}' for evaluation sample {seen + index}", remedy=remedy)
     return samples
 
 

@@ -27,6 +27,10 @@ def ints(name, *values):
     return numpy_helper.from_array(np.array(values, np.int64), name)
 
 
+def scalar_int(name, value):
+    return numpy_helper.from_array(np.array(value, np.int64), name)
+
+
 def model(nodes, inputs, outputs, weights=(), opset=17, ir=10, domains=()):
     graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(name, 1) for name in domains)]

@@ -1,0 +1,176 @@
+"""Which axis counts samples: of outputs that count something else, of states, of models without an open axis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from test_quantize_int8 import X86, calibration, imported, quantize
+
+import edgeopt
+from edgeopt.core.artifact import Signature, TensorSpec
+from edgeopt.core.errors import StepError, UsageError
+from edgeopt.core.outputs import apart
+from edgeopt.core.protocols import Context, Split
+from edgeopt.passes.mixed_precision_judge import Budget, Judge
+from edgeopt.scores.sqnr import Sqnr
+from tests.unit import small_onnx as small
+
+RECIPE = """\
+edgeopt: 1
+name: axes
+model: {onnx: model.onnx}
+data:
+  calibrate: {npz: calibrate.npz}
+  evaluate: {npz: evaluate.npz}
+scores: [SCORES]
+variants: {fp32: [], int8: [quantize-int8]}
+targets: [x86-onnxruntime]
+measure: {budget_s: 0.5, precision_percent: 50}
+"""
+
+
+def detector(batch: int | str = 1) -> onnx.ModelProto:
+    """Ten boxes, of which those with a positive score are given: how many is for the values to say."""
+    made = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["m"], name="layer"),
+        helper.make_node("Reshape", ["m", "to"], ["boxes"]),
+        helper.make_node("Gather", ["boxes", "four"], ["score"], axis=1),
+        helper.make_node("Greater", ["score", "zero"], ["strong"]),
+        helper.make_node("Compress", ["boxes", "strong"], ["rows"], axis=0),
+    ]
+    weights = [small.weight("w", 8, 60), small.weight("b", 60, seed=1), small.ints("to", -1, 6), small.scalar_int("four", 4)]
+    zero = onnx.numpy_helper.from_array(np.array(0, np.float32), "zero")
+    return small.model(made, [small.value("x", [batch, 8])], [small.value("rows", ["D", 6])], [*weights, zero])
+
+
+def found(x: np.ndarray) -> int:
+    """How many boxes the detector gives for one sample."""
+    weights = [onnx.numpy_helper.to_array(small.weight("w", 8, 60)), onnx.numpy_helper.to_array(small.weight("b", 60, seed=1))]
+    return int(((x @ weights[0] + weights[1]).reshape(10, 6)[:, 4] > 0).sum())
+
+
+def signature(*outputs: tuple[int | str, ...], inputs: tuple[int | str, ...] = ("N", 3)) -> Signature:
+    specs = tuple(TensorSpec(f"y{index}", "float32", shape) for index, shape in enumerate(outputs))
+    return Signature((TensorSpec("x", "float32", inputs),), specs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shape", "given", "count", "share"),
+    [
+        (("N", 3), ("N", 5), (2, 5), 2, (5,)),
+        (("N", 3), (4, "N"), (4, 2), 2, (4,)),
+        (("N", 3), ("unk__1", 5), (2, 5), 2, (5,)),
+        (("N", 3), ("D", 4), (9, 4), 1, (9, 4)),
+        (("N", 3), ("D", 4), (0, 4), 1, (0, 4)),
+        ((1, 3), ("D", 4), (9, 4), 1, (9, 4)),
+        ((1, 3), (100, 4), (100, 4), 1, (100, 4)),
+        ((1, 3), (1, 4), (1, 4), 1, (4,)),
+        ((4, 3), (4, 5), (4, 5), 3, (5,)),
+        ((4, 3), (100, 4), (100, 4), 3, (100, 4)),
+    ],
+)
+def test_only_an_axis_as_long_as_the_batch_counts_samples(
+    inputs: tuple[int | str, ...], shape: tuple[int | str, ...], given: tuple[int, ...], count: int, share: tuple[int, ...]
+) -> None:
+    array = np.arange(np.prod(given), dtype=np.float32).reshape(given)
+    shares = apart({"y0": array}, count, signature(shape, inputs=inputs))
+    assert [one["y0"].shape for one in shares] == [share] * count
+
+
+def written(folder: Path, proto: onnx.ModelProto, scores: str, **data: np.ndarray) -> Path:
+    """A recipe beside its model and data: 40 samples of each input to calibrate with, 30 to judge by."""
+    onnx.save(proto, folder / "model.onnx")
+    np.savez(folder / "calibrate.npz", **{name: array[:40] for name, array in data.items()})
+    np.savez(folder / "evaluate.npz", **{name: array[40:70] for name, array in data.items()})
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.replace("SCORES", scores))
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, "N"])
+def test_every_box_is_judged_and_one_score_that_cannot_be_had_fails_its_own_row(tmp_path: Path, own_store: Path, batch: int | str) -> None:
+    """Quantization moves some boxes over the threshold: their number is another then, and noise against the reference means nothing."""
+    x = np.random.default_rng(3).standard_normal((70, 8)).astype(np.float32)
+    (tmp_path / "score.py").write_text("def boxes(outputs, label, reference):\n    return float(outputs['rows'].reshape(-1, 6).shape[0])\n")
+    path = written(tmp_path, detector(batch), "{python: {source: 'score.py:boxes', label: boxes}}, sqnr", x=x)
+    report = edgeopt.run(path, tmp_path / "out")
+    fp32, int8 = report.rows
+    assert fp32.status == "measured", fp32.reason
+    assert fp32.scores["boxes"].value == pytest.approx(np.mean([found(one) for one in x[40:]]), abs=0.05)
+    assert (int8.status, int8.exit_code) == ("failed", 2)
+    assert "score 'sqnr', evaluation sample" in (int8.reason or "") and "output 'rows' has the shape" in (int8.reason or "")
+
+
+def test_a_detector_is_quantized_whatever_number_of_boxes_it_gives(tmp_path: Path) -> None:
+    made = imported(tmp_path, detector("N"))
+    path, notes = quantize(tmp_path, made, X86)
+    assert path.is_file() and notes["quantized_layers"]
+
+
+def test_outputs_of_another_number_do_not_count_and_never_stretch(tmp_path: Path) -> None:
+    made = imported(tmp_path, small.mlp())
+    held = calibration(made.signature)
+    exact = {"boxes": np.ones((9, 4), np.float32), "y": np.ones((1, 2), np.float32)}
+    assert held._decibels(lambda _: exact, lambda _: {"boxes": np.ones((1, 4), np.float32), "y": exact["y"] * 1.1}, 4) == pytest.approx(
+        20, abs=0.1
+    )
+    assert held._decibels(lambda _: {"boxes": exact["boxes"]}, lambda _: {"boxes": np.ones((2, 4), np.float32)}, 4) == 0
+
+
+class Odd(Exception):
+    """As a runtime raises them: of no kin."""
+
+
+def test_a_candidate_that_fails_in_its_own_way_is_passed_over(tmp_path: Path) -> None:
+    made = imported(tmp_path, small.mlp())
+    held = calibration(made.signature)
+    exact = {"y": np.ones((1, 2), np.float32)}
+
+    def refuses() -> str:
+        raise Odd("no kernel")
+
+    def misfed() -> str:
+        raise UsageError("the data are wrong")
+
+    choice = held.choose({"bad": refuses, "good": lambda: "made"}, lambda: lambda _: exact, lambda _: lambda _: exact)
+    assert choice.settings == "good" and choice.reached == {"good": 150.0}
+    with pytest.raises(Odd):
+        held.choose({"bad": refuses}, lambda: lambda _: exact, lambda _: lambda _: exact)
+    with pytest.raises(UsageError):
+        held.choose({"bad": misfed, "good": lambda: "made"}, lambda: lambda _: exact, lambda _: lambda _: exact)
+
+
+def test_a_mix_whose_outputs_cannot_be_judged_does_not_fit() -> None:
+    given = signature(("D", 4))
+    split = Split("tune", lambda: iter(()), given)
+    feeds = [({"x": np.full((1, 3), index, np.float32)}, [None]) for index in range(10)]
+
+    def exact(one: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y0": np.ones((5, 4), np.float32)}
+
+    def fewer(one: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y0": np.ones((5 if one["x"][0, 0] else 4, 4), np.float32)}
+
+    def last_off(one: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y0": np.concatenate([np.ones((4, 4)), np.full((1, 4), 1.5)]).astype(np.float32)}
+
+    ctx = Context(Path(), data={"tune": split}, scores={"sqnr": Sqnr()})
+    judge = Judge(ctx, Budget(min=20), given, lambda: iter(feeds), exact)
+    assert judge(exact).fits and not judge(fewer).fits
+    assert judge(last_off).got == pytest.approx(10 * np.log10(20 / 1)), "every box is judged, not the first alone"
+    assert judge.noise(fewer, 4) == pytest.approx(1 / 4)
+
+
+def test_a_quantizer_that_fails_on_all_is_a_failed_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeopt.passes import quantize_int8_onnx
+
+    def refuses(*given: object) -> None:
+        raise Odd("no kernel")
+
+    monkeypatch.setattr(quantize_int8_onnx.Quantizer, "runner", refuses)
+    with pytest.raises(StepError, match="onnxruntime cannot quantize this model: Odd: no kernel"):
+        quantize(tmp_path, imported(tmp_path, small.mlp()), X86)
