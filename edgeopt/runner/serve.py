@@ -123,9 +123,11 @@ class Child:
         session.read()
         return {"first_ms": (time.perf_counter_ns() - start) / 1e6}, {}
 
-    def time(self, arrays: Arrays, runs: int | None = None, seconds: float | None = None) -> Reply:
+    def time(self, arrays: Arrays, runs: int | None = None, seconds: float | None = None, cold: int = 0) -> Reply:
         if runs is None and seconds is None:
             raise Problem("usage", "neither runs nor seconds are given", "give one of them, or both")
+        if cold:
+            _clocked(self._opened, self._feeds, cold, None)
         load, compute, read = _clocked(self._opened, self._feeds, sys.maxsize if runs is None else runs, seconds)
         return {}, {"compute_ns": np.array(compute, np.int64), "load_ns": np.array(load, np.int64), "read_ns": np.array(read, np.int64)}
 

@@ -133,16 +133,19 @@ class Lane:
         self._left_at = (self.child.cpu_seconds(), clock.monotonic())
 
     def _run(self, runs: int, flood_s: float) -> tuple[dict[str, Any], float | None]:
-        """Thaw, run, freeze. Runs after a thaw are cold and do not count: two, or one where it is as long as a block."""
+        """Thaw, run, freeze. Runs after a thaw are cold and do not count: two, or one where it is as long as a block.
+
+        The timed ones follow on them with no word in between, in which the runtime's threads would fall asleep.
+        """
         child = self.child
         assert child
         child.thaw()
-        child.ask("time", runs=1 if self.last_ms > 1000 * BLOCK_S else 2, seconds=None)
-        rate = None
+        rate, cold = None, 1 if self.last_ms > 1000 * BLOCK_S else 2
         if self.throughput:
+            child.ask("time", runs=cold, seconds=None)
             flood = child.ask("flood", seconds=flood_s)[0]
             rate = flood["count"] / flood["seconds"]
-        _, arrays = child.ask("time", runs=runs, seconds=None)
+        _, arrays = child.ask("time", runs=runs, seconds=None, cold=cold)
         child.freeze()
         self.last_ms = 1000.0 / rate if rate else float(np.median(arrays["compute_ns"])) / 1e6
         return arrays, rate
