@@ -57,7 +57,6 @@ def _pass(name: str, full: bool = False) -> dict[str, Any]:
             "target_fields": list(cls.target_fields),
             "uses": list(cls.uses),
             "changes_function": cls.changes_function,
-            "changes_signature": cls.changes_signature,
         }
     return facts
 

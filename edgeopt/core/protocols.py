@@ -143,7 +143,6 @@ class Pass(Options):
     data                splits it sees; "name?" where it can do without
     target_fields       fields of the target it sees; none: one result serves all targets
     uses                doors of the context: reference, score, measure; `machine` puts this machine into the key, as `measure` does
-    changes_signature   its result may have other inputs or outputs; `gives` says whether with these options
     changes_function    its result is not expected to reproduce the outputs (pruning, training)
     tolerance_db        a step that must keep the function fails when outputs agree worse than this SQNR
     sets_execution      how the float rest of the model executes afterwards (`f32`, `bf16`)
@@ -156,7 +155,6 @@ class Pass(Options):
     data: ClassVar[tuple[str, ...]] = ()
     target_fields: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ()
-    changes_signature: ClassVar[bool] = False
     changes_function: ClassVar[bool] = False
     tolerance_db: ClassVar[float] = 60.0
     sets_execution: ClassVar[str] = ""
@@ -190,7 +188,7 @@ class Pass(Options):
 
     def gives(self, before: Signature) -> Signature | None:
         """The signature that the result must have, or None where it may be any other."""
-        return None if self.changes_signature else before
+        return before
 
     def original(self, base: Path) -> Callable[[Feeds], Feeds]:
         """An import's model as the user gave it, run plainly: what its result is held against. Outputs stand in its result's order.

@@ -302,13 +302,13 @@ def reads(node: NodeProto) -> set[str]:
     return found
 
 
-def matching(patterns: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
+def matching(patterns: Sequence[str], kinds: Mapping[str, str], option: str = "keep") -> list[str]:
     """The nodes (name to operator type) that some pattern names, by name or type. Raises UsageError for one that names nothing."""
     found: dict[str, None] = {}
     for pattern in patterns:
         hits = [name for name, kind in kinds.items() if fnmatchcase(name, pattern) or fnmatchcase(kind, pattern)]
         if not hits:
-            raise UsageError(f"keep: no layer is named or of type '{pattern}'", remedy=did_you_mean(pattern, {*kinds, *kinds.values()}))
+            raise UsageError(f"{option}: no layer is named or of type '{pattern}'", remedy=did_you_mean(pattern, {*kinds, *kinds.values()}))
         found |= dict.fromkeys(hits)
     return list(found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -47,74 +47,84 @@ class CastFp16(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxrun
     samples: int = Field(default=32, ge=1, description="at most so many calibration samples show how large values get")
 
     def run(self, model: Artifact, ctx: Context) -> Path:
-        float16 = registry.need("onnxruntime.transformers.float16", "onnxruntime")
         proto = onnx_format.load(model.path)
         kept = onnx_format.matching(self.keep, {node.name: node.op_type for node in onnx_format.nodes(proto)})
-        large = self._looked(model.path, ctx)
-        if large:
-            ctx.note("kept_float32", {name: f"reaches {most:.3g}" for name, most in large.items()})
-        _separate(proto)
-        own = {node.name for node in onnx_format.nodes(proto)}
+        large = outgrown(model.path, ctx, self.samples)
         floats = sum(tensor.data_type == tensor.FLOAT for tensor in onnx_format.tensors(proto))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                logging.getLogger(float16.__name__).setLevel(logging.ERROR)
-                cast: ModelProto = float16.convert_float_to_float16(
-                    proto,
-                    keep_io_types=True,
-                    disable_shape_infer=proto.ByteSize() > onnx_format.LARGEST_FILE,
-                    op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_ALWAYS_FLOAT],
-                    node_block_list=[*kept, *large],
-                )
-            for graph in onnx_format.graphs(cast.graph):
-                _drop_round_trips(graph, own)
-            onnx_format.sort_nodes(cast.graph)
-            onnx_format.name_nodes(cast)
-            path = onnx_format.save(cast, ctx.folder / onnx_format.MAIN)
+            made = cast(proto, {*kept, *large})
+            path = onnx_format.save(made, ctx.folder / onnx_format.MAIN)
             onnx_format.Onnx().runner(path)
         except Exception as error:
             raise StepError(
                 f"this model cannot be cast to float16: {type(error).__name__}: {onnx_format.cause(error)}",
                 remedy="name the layers it complains about under `keep`, or leave cast-fp16 out",
             ) from error
-        left = sum(tensor.data_type == tensor.FLOAT for tensor in onnx_format.tensors(cast))
+        left = sum(tensor.data_type == tensor.FLOAT for tensor in onnx_format.tensors(made))
         ctx.note("tensors_cast", floats - left)
         return path
 
-    def _looked(self, path: Path, ctx: Context) -> dict[str, float]:
-        """As `_too_large`; a model whose inner tensors cannot be had is cast all the same, and the report says it was not looked at."""
-        try:
-            return self._too_large(path, ctx)
-        except StepError as error:
-            ctx.note("warning", f"ranges were not looked at: {error.cause}")
-            return {}
 
-    def _too_large(self, path: Path, ctx: Context) -> dict[str, float]:
-        """Layers that read or make values too large for float16 on calibration samples, with the largest of them."""
-        import numpy as np
-
-        if "calibrate" not in ctx.data:
-            return {}
-        inner = OnnxInner(path)
-        most: dict[str, float] = {}
-        tensors = [*inner.graph.inputs.values(), *(name for node in inner.graph.nodes for name in node.makes)]
-        with tempfile.TemporaryDirectory() as scratch:
-            run = inner.runner(tensors, Path(scratch))
-            for number, (feeds, _) in enumerate(islice(ctx.data["calibrate"].batches(1), self.samples)):
-                ctx.progress(number, self.samples, "looking at ranges")
-                for name, array in run(feeds).items():
-                    if getattr(array, "dtype", None) is not None and array.dtype.kind == "f" and array.size:  # sequences are lists
-                        finite = np.abs(array[np.isfinite(array)])  # what is infinite stays so in float16
-                        most[name] = max(most.get(name, 0.0), float(finite.max(initial=0.0)))
-        found = {node.name: _outgrown(node.reads, node.makes, most) for node in inner.graph.nodes}
-        return {name: largest for name, largest in found.items() if largest}
+def cast(proto: ModelProto, kept: Collection[str]) -> ModelProto:
+    """The model with weights and arithmetic in float16, but for the nodes named in `kept`; `proto` is used up."""
+    float16 = registry.need("onnxruntime.transformers.float16", "onnxruntime")
+    _separate(proto)
+    own = {node.name for node in onnx_format.nodes(proto)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger(float16.__name__).setLevel(logging.ERROR)
+        made: ModelProto = float16.convert_float_to_float16(
+            proto,
+            keep_io_types=True,
+            disable_shape_infer=proto.ByteSize() > onnx_format.LARGEST_FILE,
+            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_ALWAYS_FLOAT],
+            node_block_list=list(kept),
+        )
+    for graph in onnx_format.graphs(made.graph):
+        _drop_round_trips(graph, own)
+    onnx_format.sort_nodes(made.graph)
+    onnx_format.name_nodes(made)
+    return made
 
 
-def _outgrown(reads: Iterable[str], makes: Iterable[str], most: Mapping[str, float]) -> float:
-    """The largest value that a layer reads or makes, where that is too large for float16, else 0."""
-    found = max((most.get(name, 0.0) for name in (*reads, *makes)), default=0.0)
-    return found if found > _LARGEST else 0.0
+def outgrown(path: Path, ctx: Context, samples: int) -> dict[str, float]:
+    """Layers that read or make values too large for float16 on calibration samples, with the largest of them; noted.
+
+    A model whose inner tensors cannot be had is not looked at, and the report says so.
+    """
+    try:
+        found = _too_large(path, ctx, samples)
+    except StepError as error:
+        ctx.note("warning", f"ranges were not looked at: {error.cause}")
+        return {}
+    if found:
+        ctx.note("kept_float32", {name: f"reaches {most:.3g}" for name, most in found.items()})
+    return found
+
+
+def _too_large(path: Path, ctx: Context, samples: int) -> dict[str, float]:
+    import numpy as np
+
+    if "calibrate" not in ctx.data:
+        return {}
+    inner = OnnxInner(path)
+    most: dict[str, float] = {}
+    tensors = [*inner.graph.inputs.values(), *(name for node in inner.graph.nodes for name in node.makes)]
+    with tempfile.TemporaryDirectory() as scratch:
+        run = inner.runner(tensors, Path(scratch))
+        for number, (feeds, _) in enumerate(islice(ctx.data["calibrate"].batches(1), samples)):
+            ctx.progress(number, samples, "looking at ranges")
+            for name, array in run(feeds).items():
+                if getattr(array, "dtype", None) is not None and array.dtype.kind == "f" and array.size:  # sequences are lists
+                    finite = np.abs(array[np.isfinite(array)])  # what is infinite stays so in float16
+                    most[name] = max(most.get(name, 0.0), float(finite.max(initial=0.0)))
+    found = {node.name: _largest(node.reads, node.makes, most) for node in inner.graph.nodes}
+    return {name: largest for name, largest in found.items() if largest > _LARGEST}
+
+
+def _largest(reads: Iterable[str], makes: Iterable[str], most: Mapping[str, float]) -> float:
+    """The largest value that a layer reads or makes."""
+    return max((most.get(name, 0.0) for name in (*reads, *makes)), default=0.0)
 
 
 def _separate(model: ModelProto) -> None:

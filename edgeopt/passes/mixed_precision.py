@@ -1,22 +1,29 @@
-"""The search for the fastest mix of INT8, bf16 and FP32 layers that keeps within a budget of accuracy."""
+"""The search for the fastest mix of INT8, FP16, bf16 and FP32 layers that keeps within a budget of accuracy."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import UsageError
-from edgeopt.core.protocols import Context
+from edgeopt.core.protocols import Context, Options
 from edgeopt.passes.mixed_precision_judge import Budget
 from edgeopt.passes.quantize_int8 import QuantizeInt8
 
 if TYPE_CHECKING:
     from edgeopt.passes.mixed_precision_search import Engine
     from edgeopt.passes.quantize_int8_samples import Calibration
+
+
+class Decided(Options):
+    """A mix that was found before."""
+
+    rest: Literal["f32", "bf16", "fp16"] = "f32"
+    int8: list[str] = Field(default_factory=list, description="names, operator types or patterns of layers that compute in INT8")
 
 
 class MixedPrecision(
@@ -32,7 +39,8 @@ class MixedPrecision(
 
     Each layer's noise is found with the quantizers of all others switched off, what it saves in the runtime's
     profile; layers are given up in the order of noise per time saved, as few as the budget allows on the samples
-    of `tune` (else of `calibrate`, some held back); the finalists are timed side by side on the target.
+    of `tune` (else of `calibrate`, some held back); the finalists are timed side by side on the target. For
+    TensorRT, which nobody can time here, INT8 layers are S8 and the rest float16, as far as the budget allows.
     """
 
     extra: ClassVar[str] = "openvino"
@@ -41,8 +49,15 @@ class MixedPrecision(
         default=Budget(score="sqnr", min=25.0), description="what it may cost: {score: top1, max_drop: 0.01}, or {score: sqnr, min: 25}"
     )
     seconds: float = Field(default=120.0, gt=0, description="how long the search may take, calibration apart")
+    mix: Decided | None = Field(
+        default=None, description="taken without a search, as a report's history tells it under `mix`: {rest: bf16, int8: [conv1, head*]}"
+    )
+
+    def doors(self) -> tuple[str, ...]:
+        return ("score",) if self.mix else self.uses
 
     def run(self, model: Artifact, ctx: Context) -> Path:
+        from edgeopt.formats.onnx import matching
         from edgeopt.passes.mixed_precision_judge import Judge
         from edgeopt.passes.mixed_precision_search import Search
         from edgeopt.passes.quantize_int8_samples import Calibration
@@ -52,8 +67,14 @@ class MixedPrecision(
         calibration = Calibration(ctx, self.samples, judge=True)
         with closing(self._engine(model, ctx, calibration)) as engine:
             judge = Judge(ctx, self.budget, model.signature, calibration.held, engine.runner(engine.load(), "f32"))
-            found = Search(engine, judge, ctx, self.seconds).run()
-            ctx.execute(found.mix.execution)
+            search = Search(engine, judge, ctx, self.seconds)
+            if self.mix:
+                kinds = {layer: kind for unit in engine.units for layer, kind in zip(unit.layers, unit.kinds, strict=True)}
+                found = search.take(self.mix.rest, matching(self.mix.int8, kinds, "mix"))
+            else:
+                found = search.run()
+            if model.format == "openvino":  # float16 stands in an ONNX model itself
+                ctx.execute(found.mix.execution)
             for name, value in found.notes(engine, str(self.budget)).items():
                 ctx.note(name, value)
             return engine.save(engine.build(found.mix), ctx.folder)

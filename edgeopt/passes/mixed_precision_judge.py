@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +49,18 @@ class Budget(Options):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a mix reached; `bound`, which must be within the budget, is worse by one standard error (by `MARGIN_DB` at least for sqnr)."""
+    """What a mix reached; `bound`, which must be within the budget, is worse by one standard error (by `MARGIN_DB` at least for sqnr).
+
+    `over` is how far the bound is outside the budget, in the score's unit; within it is negative.
+    """
 
     got: float
     bound: float
-    fits: bool
+    over: float
+
+    @property
+    def fits(self) -> bool:
+        return self.over <= 0
 
     def __str__(self) -> str:
         return f"{self.got:.4g}" + ("" if self.fits else " (over the budget)")
@@ -83,8 +90,9 @@ class Judge:
             held += sum(array.nbytes for array in feeds.values()) + sum(
                 array.nbytes for one in self.references[-1] for array in one.values()
             )
-            enough = len(self.batches) >= FEWEST * FOLDS and (time.monotonic() - began > LOOK_S or held > LARGEST_BYTES)
-            if enough or len(self.batches) == MOST:
+            count = len(self.batches)
+            looked = count >= FEWEST * FOLDS and time.monotonic() - began > LOOK_S
+            if looked or (count >= FEWEST and held > LARGEST_BYTES) or count == MOST:
                 break
         if len(self.batches) < FEWEST:
             raise UsageError(
@@ -97,22 +105,30 @@ class Judge:
         """The verdict on a model that `run` runs."""
         import numpy as np
 
-        found = [self._apart(run(feeds), len(labels)) for feeds, labels in self.batches]
-        if not all(np.isfinite(array).all() for outputs in found for one in outputs for array in one.values() if array.dtype.kind == "f"):
-            return Verdict(float("nan"), float("nan"), False)
+        finite = True
+
+        def outputs() -> Iterator[list[Feeds]]:
+            nonlocal finite
+            for feeds, labels in self.batches:
+                found = self._apart(run(feeds), len(labels))
+                finite &= all(np.isfinite(array).all() for one in found for array in one.values() if array.dtype.kind == "f")
+                yield found
+
         try:
-            values = self._values(found)
+            values = self._values(outputs())
         except UsageError:  # outputs unlike the float model's, boxes in another number: what cannot be judged does not fit
-            return Verdict(float("nan"), float("nan"), False)
+            return Verdict(float("nan"), float("nan"), float("inf"))
+        if not finite:
+            return Verdict(float("nan"), float("nan"), float("inf"))
         got = self._figure(values, self.reference)
         folds = [self._figure(values[fold::FOLDS], self.reference[fold::FOLDS]) for fold in range(FOLDS)]
         error = float(np.std(folds, ddof=1) / np.sqrt(FOLDS)) if np.isfinite(folds).all() else 0.0
         slack = max(error, MARGIN_DB) if self.budget.score == "sqnr" else error
         if self.budget.min is not None:
-            return Verdict(got, got - slack, bool(got - slack >= self.budget.min))
+            return Verdict(got, got - slack, self.budget.min - (got - slack))
         limit = self.budget.max if self.budget.max is not None else self.budget.max_drop
         assert limit is not None
-        return Verdict(got, got + slack, bool(got + slack <= limit))
+        return Verdict(got, got + slack, got + slack - limit)
 
     @property
     def feeds(self) -> list[Feeds]:
@@ -142,7 +158,7 @@ class Judge:
         drop = float(self.score.finish(reference)) - value
         return drop if self.score.higher_is_better else -drop
 
-    def _values(self, found: list[list[Feeds]]) -> np.ndarray[Any, Any]:
+    def _values(self, found: Iterable[list[Feeds]]) -> np.ndarray[Any, Any]:
         import numpy as np
 
         return np.asarray(

@@ -12,10 +12,10 @@ from edgeopt.core import machine
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.protocols import Candidate, Context
 from edgeopt.formats import onnx as onnx_format
+from edgeopt.passes import cast_fp16, quantize_int8_onnx
 from edgeopt.passes import mixed_precision_onnx_graph as graph
-from edgeopt.passes import quantize_int8_onnx
+from edgeopt.passes.mixed_precision_mix import Mix, Unit, units_of
 from edgeopt.passes.mixed_precision_rules import gates_for
-from edgeopt.passes.mixed_precision_search import Mix, Unit, units_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +32,6 @@ _PROFILED_RUNS = 6
 class Engine:
     """A model that is quantized anew for each mix, without the nodes that stay float; its ranges are found once."""
 
-    executions: tuple[str, ...] = ("f32",)
-
     def __init__(self, model: Artifact, options: QuantizeInt8, ctx: Context, calibration: Calibration) -> None:
         self.model, self.ctx = model, ctx
         self.quantizer = quantize_int8_onnx.Quantizer(model, options, ctx, calibration)
@@ -41,14 +39,20 @@ class Engine:
         self.layers, self.rules = graph.layers(full), graph.rules(full)
         self.between = graph.between(full)
         self.units = units_of(self.layers)
+        # TensorRT computes in the types that stand in the model, so that the float rest may be cast to float16 there.
+        self.executions: tuple[str, ...] = ("f32", "fp16") if ctx.target["backend"] == "tensorrt" else ("f32",)
+        self.untimed: tuple[str, ...] = self.executions[::-1]
+        self.large = cast_fp16.outgrown(model.path, ctx, options.samples) if "fp16" in self.executions else {}
         self._gated: tuple[Any, list[str]] | None = None
 
     def load(self) -> ModelProto:
         return onnx_format.load(self.model.path)
 
     def build(self, mix: Mix) -> ModelProto:
-        if not mix.units:
-            return self.load()
+        made = self._quantized(mix) if mix.units else self.load()
+        return cast_fp16.cast(made, self.large) if mix.execution == "fp16" else made
+
+    def _quantized(self, mix: Mix) -> ModelProto:
         on = mix.layers(self.units)
         off = {name for name in self.layers if name not in on}
         off |= {name for name, rule in self.between.items() if not rule.active(on)}
@@ -75,7 +79,8 @@ class Engine:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = machine.threads()
+        threads = self.ctx.target.get("threads", "auto")
+        options.intra_op_num_threads = machine.threads() if threads == "auto" else threads
         options.log_severity_level = 4
         options.enable_profiling = True
         options.profile_file_prefix = str(self.quantizer.folder / "trace")

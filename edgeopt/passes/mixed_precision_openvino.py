@@ -13,8 +13,8 @@ from edgeopt.core.protocols import Candidate, Context
 from edgeopt.formats import openvino as openvino_format
 from edgeopt.passes import mixed_precision_openvino_graph as graph
 from edgeopt.passes import quantize_int8_openvino
+from edgeopt.passes.mixed_precision_mix import Mix, Unit, units_of
 from edgeopt.passes.mixed_precision_rules import gates_for
-from edgeopt.passes.mixed_precision_search import Mix, Unit, units_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,7 @@ class Engine:
         self.units = units_of(self.layers)
         fast = bool(set(machine.BF16_FLAGS).intersection(machine.fingerprint()["isa"]))
         self.executions: tuple[str, ...] = ("f32", "bf16") if fast else ("f32",)
+        self.untimed: tuple[str, ...] = ("f32",)
         self._gated: tuple[Any, list[str]] | None = None
 
     def load(self) -> openvino.Model:

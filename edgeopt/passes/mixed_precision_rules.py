@@ -37,10 +37,10 @@ class Rule:
 
 
 def groups(quantized: Mapping[str, Layer]) -> list[list[Layer]]:
-    """Layers that share a quantizer of what they read, together: they can only be switched at once."""
+    """Layers that share a quantizer, of what they read or of their weights, together: they can only be switched at once."""
     found: list[list[Layer]] = []
     for layer in quantized.values():
-        tied = [group for group in found if any(set(layer.data) & set(other.data) for other in group)]
+        tied = [group for group in found if any({*layer.data, *layer.weights} & {*other.data, *other.weights} for other in group)]
         found = [group for group in found if group not in tied]
         found.append([*(other for group in tied for other in group), layer])
     order = {name: index for index, name in enumerate(quantized)}

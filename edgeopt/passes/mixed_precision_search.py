@@ -7,18 +7,16 @@ for the time that they save, as few as the budget allows. What is left to doubt 
 from __future__ import annotations
 
 import gc
-import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeopt.core.errors import StepError
+from edgeopt.core.errors import StepError, UsageError
 from edgeopt.core.protocols import Candidate, Context
 from edgeopt.passes.mixed_precision_judge import Judge, Verdict
-from edgeopt.passes.mixed_precision_rules import Layer, groups
+from edgeopt.passes.mixed_precision_mix import Found, Mix, Unit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,37 +32,16 @@ NOISE_SAMPLES = 4
 INDIFFERENT = 0.01
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Layers that can only be switched together, with their types."""
-
-    name: str
-    layers: tuple[str, ...]
-    kinds: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Mix:
-    """How the float rest executes, and the units that compute in INT8."""
-
-    execution: str
-    units: frozenset[str] = frozenset()
-
-    def layers(self, units: list[Unit]) -> set[str]:
-        """The layers that compute in INT8."""
-        return {layer for unit in units if unit.name in self.units for layer in unit.layers}
-
-
-def units_of(layers: Mapping[str, Layer]) -> list[Unit]:
-    """Layers as units, those that share a quantizer of what they read in one."""
-    return [Unit(group[0].name, tuple(one.name for one in group), tuple(one.kind for one in group)) for group in groups(layers)]
-
-
 class Engine(Protocol):
-    """A model whose units can be switched, on one runtime. `executions`: how its float rest may execute, f32 first."""
+    """A model whose units can be switched, on one runtime.
+
+    `executions`: how its float rest may execute, f32 first. `untimed`: those among them of which the first that
+    keeps to the budget is taken where nobody can time them.
+    """
 
     units: list[Unit]
     executions: tuple[str, ...]
+    untimed: tuple[str, ...]
 
     def load(self) -> Any:
         """The model that came in."""
@@ -98,54 +75,6 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass
-class Found:
-    """The chosen mix, what it reached, and what was looked at on the way."""
-
-    mix: Mix
-    verdict: Verdict
-    noise: dict[str, float]
-    gains: dict[str, float]
-    macs: dict[str, int]
-    times_ms: dict[str, float]
-    trials: list[str] = field(default_factory=list)
-
-    def notes(self, engine: Engine, budget: str) -> dict[str, Any]:
-        """What the history keeps: the decision layer by layer, what was tried, and what was timed."""
-        total = sum(len(unit.layers) for unit in engine.units)
-        quantized = sum(len(unit.layers) for unit in engine.units if unit.name in self.mix.units)
-        layers = []
-        for unit in engine.units:
-            inside = unit.name in self.mix.units
-            saved, noise = self.gains.get(unit.name, 0.0), self.noise[unit.name]
-            why = "" if inside else "INT8 saves nothing here" if saved <= 0 else "too noisy for what it saves"
-            for layer, kind in zip(unit.layers, unit.kinds, strict=True):
-                precision = "int8" if inside else self.mix.execution
-                layers.append(
-                    {
-                        "layer": layer,
-                        "type": kind,
-                        "precision": precision,
-                        "why": why,
-                        "noise_db": _decibels(noise),
-                        "saves_us": round(saved, 1),
-                    }
-                )
-        return {
-            "budget": budget,
-            "reached": f"{self.verdict.got:.4g}, {self.verdict.bound:.4g} with its margin",
-            "int8_layers": f"{quantized} of {total}",
-            "rest": self.mix.execution,
-            "timed_ms": {name: round(spent, 4) for name, spent in self.times_ms.items()},
-            "trials": self.trials,
-            "layers": layers,
-        }
-
-
-def _decibels(noise: float) -> float | None:
-    return round(-10 * math.log10(noise), 1) if noise > 0 else None
-
-
 class Search:
     """One search over the mixes of an engine; `seconds` is what it may take."""
 
@@ -155,6 +84,7 @@ class Search:
         self.verdicts: dict[Mix, Verdict] = {}
         self.trials: list[str] = []
         self.macs: dict[str, int] = {}
+        self.over: dict[str, frozenset[str]] = {}
         self.began = time.monotonic()
 
     def run(self) -> Found:
@@ -170,14 +100,33 @@ class Search:
         noise = self._noise()
         finalists: dict[str, Mix] = {}
         gains: dict[str, dict[str, float]] = {}
-        for execution in self.engine.executions:
-            if self._verdict(Mix(execution)).fits:
-                gains[execution] = self._gains(execution)
-                finalists |= self._within(execution, noise, gains[execution])
+        tried = self.engine.executions if self.ctx.measure is not None else self.engine.untimed
+        fitting = [execution for execution in tried if self._verdict(Mix(execution)).fits]
+        if self.ctx.measure is None:
+            fitting = fitting[:1]
+        for number, execution in enumerate(fitting, 1):
+            gains[execution] = self._gains(execution)
+            deadline = self.began + (STATISTICS + TRIALS * number / len(fitting)) * self.seconds
+            finalists |= self._within(execution, noise, gains[execution], deadline)
         times = self._times(finalists)
         name = self._fastest(finalists, times, gains)
         mix = finalists[name]
-        return Found(mix, self._verdict(mix), noise, gains[mix.execution], self.macs, times, self.trials)
+        return Found(mix, self._verdict(mix), noise, gains[mix.execution], times, self.over[mix.execution], self.trials, self._nearest())
+
+    def take(self, execution: str, layers: Collection[str]) -> Found:
+        """A mix that was decided before; layers that can only be switched together are."""
+        if execution not in self.engine.executions:
+            raise UsageError(f"the rest can execute as {' or '.join(self.engine.executions)} here, not as {execution}")
+        mix = Mix(execution, frozenset(unit.name for unit in self.engine.units if not set(unit.layers).isdisjoint(layers)))
+        return Found(mix, self._verdict(mix), {}, {}, {}, frozenset(), self.trials)
+
+    def _nearest(self) -> str:
+        """The mix with INT8 layers that misses the budget by the least, where none keeps to it."""
+        tried = {mix: verdict for mix, verdict in self.verdicts.items() if mix.units}
+        if not tried or any(verdict.fits for verdict in tried.values()):
+            return ""
+        mix = min(tried, key=lambda one: tried[one].over)
+        return f"{len(mix.units)} of {len(self.units)} in INT8, the rest in {mix.execution}: {tried[mix]}"
 
     def _verdict(self, mix: Mix) -> Verdict:
         if mix not in self.verdicts:
@@ -213,17 +162,20 @@ class Search:
         rate = max(sum(known.values()) / total, 0.0) if total else 1e-6
         return {name: known.get(name, self.macs[name] * rate) for name in self.units}
 
-    def _within(self, execution: str, noise: Mapping[str, float], gains: Mapping[str, float]) -> dict[str, Mix]:
-        """Mixes within the budget that may be the fastest with this rest."""
-        deadline = self.began + (STATISTICS + TRIALS) * self.seconds
+    def _within(self, execution: str, noise: Mapping[str, float], gains: Mapping[str, float], deadline: float) -> dict[str, Mix]:
+        """Mixes within the budget that may be the fastest with this rest; nothing is tried after the deadline."""
         found = {f"all {execution}": Mix(execution)}
         paying = [name for name in self.units if gains[name] > 0]
         every = Mix(execution, frozenset(self.units))
+        if not self.units:
+            self.over[execution] = frozenset()
+            return found
         if self._verdict(every).fits:
             found[f"all INT8, rest {execution}"] = every
         order = sorted(paying, key=lambda name: noise[name] / gains[name], reverse=True)
-        low, high = 0, len(order)  # giving up `high` fits; find the fewest
-        while low < high:
+        # Giving up the first `high` fits; find the fewest.
+        low, high = 0, 0 if self._verdict(Mix(execution, frozenset(order))).fits else len(order)
+        while low < high and time.monotonic() < deadline:
             middle = (low + high) // 2
             if self._verdict(Mix(execution, frozenset(order[middle:]))).fits:
                 high = middle
@@ -231,13 +183,14 @@ class Search:
                 low = middle + 1
         kept = set(order[high:])
         misses = 0
-        for name in reversed(order[: high - 1]):
+        for name in reversed(order[: max(high - 1, 0)]):
             if time.monotonic() > deadline or misses == MISSES:
                 break
             if self._verdict(Mix(execution, frozenset(kept | {name}))).fits:
                 kept.add(name)
             else:
                 misses += 1
+        self.over[execution] = frozenset(order) - kept
         if not kept:
             return found
         found[f"{len(kept)} INT8, rest {execution}"] = Mix(execution, frozenset(kept))
@@ -251,7 +204,8 @@ class Search:
                     break
                 fewer.discard(name)
             mix = Mix(execution, frozenset(fewer))
-            if fewer and mix not in found.values() and self._verdict(mix).fits:
+            late = time.monotonic() > deadline and mix not in self.verdicts
+            if fewer and mix not in found.values() and not late and self._verdict(mix).fits:
                 found[f"{len(fewer)} INT8, rest {execution}"] = mix
         return found
 

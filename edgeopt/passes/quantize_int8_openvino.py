@@ -41,11 +41,17 @@ _ONNX_NAMES = {
 def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     """The quantized model's file. Raises StepError when nothing in it could be quantized."""
     made = quantized(model, options, ctx, Calibration(ctx, options.samples, judge=options.searches))
+    layers = quantized_layers(made)
+    if not layers:
+        raise StepError(
+            "nothing was quantized: the model has no layer that NNCF quantizes, or all are kept", remedy="leave quantize-int8 out"
+        )
+    ctx.note("quantized_layers", layers)
     return openvino_format.save(made, ctx.folder / openvino_format.MAIN, model.signature)
 
 
 def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration: Calibration, compress: bool = True) -> openvino.Model:
-    """The quantized model; with `compress=False` its weights stay float behind their quantizers."""
+    """The model with what NNCF quantizes of it; with `compress=False` its weights stay float behind their quantizers."""
     exact = openvino_format.load(model.path)
     if quantized_layers(exact) or openvino_format.narrow_weights(exact):
         raise StepError("the model is quantized already", remedy="leave quantize-int8 out, or give the model before quantization")
@@ -71,11 +77,6 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
     runner = partial(openvino_format.runner_of, signature=model.signature)
     alternatives = engine.alternatives(options, attention, bias_samples)
     best, choice = engine.search(build, alternatives, calibration, lambda: runner(exact), runner, openvino_format.cause)
-    layers = quantized_layers(best)
-    if not layers:
-        raise StepError(
-            "nothing was quantized: the model has no layer that NNCF quantizes, or all are kept", remedy="leave quantize-int8 out"
-        )
     notes: dict[str, Any] = {
         "engine": "nncf",
         "chosen": choice.title,
@@ -83,7 +84,6 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
         "bias_samples": bias_samples if choice.settings.bias == "full" else 0,
         "reduce_range": options.reduced(ctx.target)[1],
         "kept_types": recurrent,
-        "quantized_layers": layers,
     }
     for name, value in notes.items():
         if value:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-class Simplify(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxslim"), changes_signature=True):
+class Simplify(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxslim")):
     """Fold constants and batch normalizations, drop what nothing reads and fuse known patterns; inputs and open axes stay.
 
     By onnxslim, and by own rules for normalizations beside matrix products. With `outputs`, all that only the

@@ -105,7 +105,8 @@ def _macs(model: ModelProto) -> int | None:
 
 
 def _openvino(path: Path) -> dict[str, Any]:
-    """An OpenVINO IR, from its XML alone: no runtime is needed to count layers."""
+    """An OpenVINO IR, from its XML: only multiply-accumulates need the runtime, and are not told without it."""
+    from importlib.util import find_spec
     from xml.etree import ElementTree
 
     try:
@@ -148,11 +149,13 @@ def _openvino(path: Path) -> dict[str, Any]:
             continue
         operators[kind] += 1
     weights = path.with_suffix(".bin")
+    counted = work.work(path) if weights.is_file() and find_spec("openvino") else None
     return {
         "format": "openvino",
         "size_bytes": path.stat().st_size + (weights.stat().st_size if weights.is_file() else 0),
         "signature": {"inputs": specs["Parameter"], "outputs": specs["Result"]},
         "parameters": _parameters(stored),
+        "macs": counted.macs if counted else None,
         "stored": dict(stored.most_common()),
         "operators": dict(operators.most_common()),
         "facts": {"ir_version": root.get("version"), "weights": weights.name if weights.is_file() else None},

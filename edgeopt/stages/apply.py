@@ -120,7 +120,7 @@ def _format(name: str) -> Any:
 
 
 def _check_signature(step: Step, before: Artifact, after: Artifact) -> None:
-    """Inputs and outputs keep their names, types and fixed sizes unless the pass declared otherwise."""
+    """Inputs and outputs keep their names, types and fixed sizes unless the pass says otherwise (`gives`)."""
     if step.before is None or step.kind == "compile":
         return
     made: Pass = registry.load("passes", step.plug).model_validate(step.options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import small_onnx as small
 from test_quantize_int8 import OPENVINO, TENSORRT, X86, imported, in_openvino, split
@@ -12,7 +13,7 @@ from edgeopt.core.protocols import Context
 from edgeopt.formats.onnx import Onnx
 from edgeopt.formats.openvino import Openvino
 from edgeopt.passes.mixed_precision import MixedPrecision
-from edgeopt.passes.mixed_precision_search import Mix, Unit
+from edgeopt.passes.mixed_precision_mix import Mix, Unit
 from edgeopt.passes.quantize_int8_samples import Calibration
 from edgeopt.scores.agreement import Agreement
 from edgeopt.scores.sqnr import Sqnr
@@ -108,6 +109,7 @@ def test_the_budget_holds(tmp_path, target, least):
     assert ("int8" in kinds) == (least < 60)
     assert notes["trials"] and len(notes["layers"]) >= 3
     assert all(row["why"] for row in notes["layers"] if row["precision"] != "int8")
+    assert ("nearest" in notes) == (least == 60)
 
 
 def test_finalists_are_timed_and_the_fastest_is_taken(tmp_path):
@@ -158,3 +160,70 @@ def test_layers_that_are_kept_are_no_units(tmp_path):
     found, _ = engine(tmp_path, small.cnn(), X86, keep=["head"])
     assert "head" not in found.layers and "conv1" in found.layers
     found.close()
+
+
+def test_for_tensorrt_the_rest_is_float16(tmp_path):
+    made, notes, executions = prepared(tmp_path, small.cnn(), TENSORRT), {}, []
+    ctx = context(tmp_path / "result", made, TENSORRT, notes, executions=executions)
+    path = MixedPrecision(**PLAIN, keep=["head"], budget={"score": "sqnr", "min": 20}, seconds=20).run(made, ctx)
+    assert notes["rest"] == "fp16" and not executions
+    proto = onnx.load(path)
+    head = next(node for node in proto.graph.node if node.op_type == "Gemm")
+    kinds = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    assert {kinds[name] for name in head.input[1:]} == {onnx.TensorProto.FLOAT16}
+    assert onnx.TensorProto.INT8 in kinds.values()
+
+
+def test_a_layer_too_large_for_float16_stays_float32(tmp_path):
+    proto = small.mlp()
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for name, factor in (("w1", 1e6), ("b1", 1e6), ("w2", 1e-6)):
+        weights[name].CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights[name]) * np.float32(factor), name))
+    made, notes = prepared(tmp_path, proto, TENSORRT), {}
+    ctx = context(tmp_path / "result", made, TENSORRT, notes)
+    path = MixedPrecision(**PLAIN, keep=["first"], budget={"score": "sqnr", "min": 20}, seconds=20).run(made, ctx)
+    assert "first" in notes["kept_float32"] and notes["rest"] == "fp16"
+    assert -10 * np.log10(power(Onnx().runner(path), Onnx().runner(made.path), feeds_of(made, 20))) > 20
+
+
+@pytest.mark.parametrize("target", [X86, OPENVINO], ids=["onnxruntime", "openvino"])
+def test_a_mix_is_taken_again_without_a_search(tmp_path, target):
+    made, notes, again = prepared(tmp_path, small.cnn(), target), {}, {}
+    asked = {**PLAIN, "budget": {"score": "sqnr", "min": 32}}
+    first = MixedPrecision(**asked, seconds=20).run(made, context(tmp_path / "first", made, target, notes))
+    replayed = MixedPrecision(**asked, mix=notes["mix"])
+    assert "measure" not in replayed.doors()
+    second = replayed.run(made, context(tmp_path / "second", made, target, again))
+    run = {"onnx": Onnx, "openvino": Openvino}[made.format]().runner
+    for one in feeds_of(made):
+        assert np.array_equal(run(first)(one)["y"], run(second)(one)["y"])
+    assert again["mix"] == notes["mix"] and len(again["trials"]) == 1
+    with pytest.raises(UsageError, match="mix: no layer is named or of type 'conv9'"):
+        MixedPrecision(**asked, mix={"int8": ["conv9"]}).run(made, context(tmp_path / "a", made, target))
+    with pytest.raises(UsageError, match="not as fp16"):
+        MixedPrecision(**asked, mix={"rest": "fp16"}).run(made, context(tmp_path / "b", made, target))
+
+
+@pytest.mark.parametrize("target, sizes", [(X86, [1, 2]), (OPENVINO, [1, 1, 1])], ids=["onnxruntime", "openvino"])
+def test_layers_that_share_quantized_weights_are_switched_together(tmp_path, target, sizes):
+    """NNCF gives each reader a quantizer of its own, onnxruntime one to the tensor."""
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        onnx.helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        onnx.helper.make_node("MatMul", ["r", "w"], ["b"], name="second"),
+        onnx.helper.make_node("Relu", ["b"], ["s"], name="relu2"),
+        onnx.helper.make_node("MatMul", ["s", "v"], ["y"], name="third"),
+    ]
+    ports = small.value("x", ["N", 8]), small.value("y", ["N", 4])
+    proto = small.model(nodes, [ports[0]], [ports[1]], [small.weight("w", 8, 8), small.weight("v", 8, 4, seed=1)])
+    found, _ = engine(tmp_path, proto, target)
+    assert sorted(len(unit.layers) for unit in found.units) == sizes
+    found.close()
+
+
+@pytest.mark.parametrize("target", [X86, OPENVINO], ids=["onnxruntime", "openvino"])
+def test_where_nothing_quantizes_the_rest_still_competes(tmp_path, target):
+    made, notes = prepared(tmp_path, small.mlp(), target), {}
+    kept = ["Gemm"] if target is X86 else ["MatMul"]
+    path = MixedPrecision(**PLAIN, keep=kept, seconds=10).run(made, context(tmp_path / "result", made, target, notes))
+    assert path.is_file() and notes["int8_layers"] == "0 of 0" and "quantized_layers" not in notes
