@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 RECORD = "artifact.json"
 FILES = "files"
+Numbers = Literal["f32", "fp16", "bf16", "int8"]  # what a model computes with at its coarsest
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import machine, registry
-from edgeopt.core.artifact import Signature, TensorSpec
+from edgeopt.core.artifact import Numbers, Signature, TensorSpec
 from edgeopt.core.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
     from edgeopt.core.inner import Inner
 
@@ -28,6 +28,7 @@ WEIGHTS = "model.onnx.data"
 # Protobuf ends at 2 GiB; shape inference and the checker want room below that.
 LARGEST_FILE = 1_500_000_000
 DEFAULT_DOMAINS = ("", "ai.onnx")
+FLOAT, INT64, FLOAT16, BFLOAT16 = 1, 7, 10, 16  # ONNX's own numbers of its types
 
 
 class Onnx:
@@ -39,6 +40,15 @@ class Onnx:
     def rounds(self, path: Path) -> bool:
         """Whether activations are quantized: then runtimes agree roughly only."""
         return any(rounds(node) for node in nodes(load(path, weights=False)))
+
+    def coarsest(self, path: Path) -> Numbers:
+        """The coarsest numbers that the model computes with: they say how far two runtimes may lie apart."""
+        model = load(path, weights=False)
+        if any(quantized(node) for node in nodes(model)):
+            return "int8"
+        kinds = {tensor.data_type for tensor in tensors(model)} | {value.type.tensor_type.elem_type for value in model.graph.input}
+        kinds |= {one.i for node in nodes(model) if node.op_type == "Cast" for one in node.attribute if one.name == "to"}
+        return "bf16" if BFLOAT16 in kinds else "fp16" if FLOAT16 in kinds else "f32"
 
     def runner(self, path: Path) -> Callable[[Feeds], Feeds]:
         """Plain CPU execution: basic rewrites only, so that Q/DQ pairs act as written."""
@@ -150,15 +160,30 @@ def _attributes(found: Any) -> Iterator[TensorProto]:
                 yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
 
 
-def constants(graph: GraphProto) -> dict[str, TensorProto]:
-    """Name to tensor of what is stored in this graph, be it an initializer or a Constant node."""
-    found = {tensor.name: tensor for tensor in graph.initializer}
+def constants(graph: GraphProto | FunctionProto) -> dict[str, TensorProto]:
+    """Name to tensor of what is stored in this graph, be it an initializer or a Constant node; a function has only the latter."""
+    found = {tensor.name: tensor for tensor in getattr(graph, "initializer", ())}
     for node in graph.node:
         if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS:
             for attribute in node.attribute:
-                if attribute.name == "value":
-                    found[node.output[0]] = attribute.t
+                if (tensor := _constant(attribute)) is not None:
+                    found[node.output[0]] = tensor
     return found
+
+
+def _constant(attribute: AttributeProto) -> TensorProto | None:
+    """The tensor of a Constant node, be it spelt as numbers."""
+    if attribute.name == "value":
+        return attribute.t
+    from onnx import helper
+
+    kind = FLOAT if attribute.name.startswith("value_float") else INT64
+    if attribute.name in ("value_float", "value_int"):
+        return helper.make_tensor("", kind, [], [attribute.f if kind == FLOAT else attribute.i])
+    if attribute.name in ("value_floats", "value_ints"):
+        numbers = attribute.floats if kind == FLOAT else attribute.ints
+        return helper.make_tensor("", kind, [len(numbers)], numbers)
+    return None
 
 
 def cause(error: Exception) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import machine, registry
-from edgeopt.core.artifact import Signature, TensorSpec
+from edgeopt.core.artifact import Numbers, Signature, TensorSpec
 from edgeopt.core.errors import StepError
 
 if TYPE_CHECKING:
@@ -40,6 +40,15 @@ class Openvino:
     def rounds(self, path: Path) -> bool:
         """Whether activations are quantized: then two executions agree roughly only."""
         return any(node.get_type_name() == "FakeQuantize" for node in load(path).get_ops())
+
+    def coarsest(self, path: Path) -> Numbers:
+        """The coarsest numbers that the model computes with; for weights of 8 bits the runtime may round activations too."""
+        model = load(path)
+        if self.rounds(path) or narrow_weights(model):
+            return "int8"
+        made = [node for node in model.get_ops() if node.get_type_name() != "Constant"]  # stored as f16 alone, weights are exact
+        kinds = {port.get_element_type().get_type_name() for node in made for port in node.outputs()}
+        return "bf16" if "bf16" in kinds else "fp16" if "f16" in kinds else "f32"
 
     def runner(self, path: Path) -> Callable[[Feeds], Feeds]:
         """CPU execution with f32 stated: OpenVINO's own default is bf16 where the CPU has it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import __version__
-from edgeopt.core import digest
+from edgeopt.core import digest, registry
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import UsageError
 from edgeopt.core.plan import Plan, PlanTarget
@@ -26,9 +26,11 @@ from edgeopt.stages import stand_in
 from edgeopt.stages.build import Build, artifact_of
 from edgeopt.stages.children import Child
 
-# A golden output may differ by this share of its largest value on another CPU: kernels differ, the function does not.
-TOLERANCE = {"f32": 1e-3, "bf16": 5e-2}
-TOLERANCE_INT8 = 5e-2
+# A golden output may differ by this share of its largest value on another machine: kernels differ, the function does not. Each is
+# some ten times what the numbers round to: 2⁻²³ summed up, 2⁻¹⁰, 2⁻⁷; 8-bit numbers go to the neighbouring step.
+TOLERANCE: dict[str, float] = {"f32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8": 5e-2}
+_READERS = {".onnx": "onnx", ".xml": "openvino"}
+_LIMIT = "tolerance.json"  # beside the goldens in the store, in the manifest of a bundle
 
 
 def bundle(plan: Plan, folder: Path, *, store: Store | None = None, progress: Progress | None = None) -> list[Path]:
@@ -58,11 +60,10 @@ def bundle(plan: Plan, folder: Path, *, store: Store | None = None, progress: Pr
 
 def _fill(part: Path, plan: Plan, used: PlanTarget, row: Row, artifact: Artifact, folder: Path, store: Store) -> None:
     shutil.copytree(artifact.files, part / "model")
-    goldens = _goldens(used, artifact, folder, store)
+    goldens = _goldens(plan, used, row, artifact, folder, store)
     if goldens:
-        shutil.copytree(goldens, part / "golden")
+        shutil.copytree(goldens, part / "golden", ignore=shutil.ignore_patterns(_LIMIT))
     files = sorted(path for path in part.rglob("*") if path.is_file())
-    quantized = bool(row.precision and row.precision.get("int8")) or any(event.step.startswith("quantize") for event in artifact.history)
     manifest: dict[str, Any] = {
         "edgeopt_bundle": 1,
         "edgeopt": __version__,
@@ -79,7 +80,7 @@ def _fill(part: Path, plan: Plan, used: PlanTarget, row: Row, artifact: Artifact
         "golden": {
             "inputs": "golden/inputs.npz",
             "outputs": "golden/outputs.npz",
-            "tolerance": TOLERANCE_INT8 if quantized else TOLERANCE[artifact.execution["float"]],
+            "tolerance": max(json.loads((goldens / _LIMIT).read_text()), _executed(row)),
         }
         if goldens
         else None,
@@ -101,12 +102,34 @@ def _versions(plan: Plan, artifact: Artifact) -> dict[str, str]:
     return found
 
 
-def _goldens(used: PlanTarget, artifact: Artifact, folder: Path, store: Store) -> Path | None:
+def _executed(row: Row) -> float:
+    """What a runtime told of the layers that it executes: an engine chooses for itself."""
+    return max((TOLERANCE.get(name, 0.0) for name, layers in (row.precision or {}).items() if layers), default=0.0)
+
+
+def tolerance(artifact: Artifact, source: Artifact | None, options: dict[str, Any]) -> float:
+    """How far the goldens may be missed, from what the model computes with; an engine cannot be read, but the model it was made of."""
+    numbers = [artifact.execution["float"], *(["fp16"] if options.get("tf32") else [])]  # TF32 has the mantissa of FP16
+    for one in (artifact, source):
+        if one is not None and one.path.suffix in _READERS:
+            numbers.append(registry.load("formats", _READERS[one.path.suffix])().coarsest(one.path))
+            break
+    return max(TOLERANCE[one] for one in numbers)
+
+
+def _source(plan: Plan, row: Row, folder: Path, store: Store) -> Artifact | None:
+    try:
+        return stand_in.source(folder, next(one for one in plan.rows_of(row.target) if one.variant == row.variant), store)
+    except UsageError:
+        return None
+
+
+def _goldens(plan: Plan, used: PlanTarget, row: Row, artifact: Artifact, folder: Path, store: Store) -> Path | None:
     """Inputs of the evaluation data and the artifact's outputs on them, for a self-test on the device."""
     if used.need == "built":
         return None  # the compiled artifact runs nowhere here, and nothing on the device compiles it again
     key = digest.of_value(
-        {"golden": 1, "artifact": artifact.key, "samples": digest.of_file(folder / "samples.npz"), "threads": used.threads}
+        {"golden": 2, "artifact": artifact.key, "samples": digest.of_file(folder / "samples.npz"), "threads": used.threads}
     )
     if found := store.get("goldens", key):
         return found
@@ -131,6 +154,8 @@ def _goldens(used: PlanTarget, artifact: Artifact, folder: Path, store: Store) -
                 outputs |= {f"{index}/{name}": array for name, array in child.ask("infer", arrays=feeds)[1].items()}
         np.savez(scratch / "inputs.npz", **inputs)
         np.savez(scratch / "outputs.npz", **outputs)
+        limit = tolerance(artifact, _source(plan, row, folder, store), used.target.options)
+        (scratch / _LIMIT).write_text(json.dumps(limit))
         return store.put("goldens", key, scratch)
 
 
