@@ -7,10 +7,11 @@ it knows more operators' corners than A, and nothing of wrong scales. Layer C is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeopt.backends import tensorrt_check_nodes, tensorrt_check_quantization
 from edgeopt.backends.tensorrt_check_scopes import scopes
@@ -18,6 +19,9 @@ from edgeopt.core import registry
 from edgeopt.core.errors import StepError
 from edgeopt.core.protocols import Finding, Level
 from edgeopt.formats import onnx as onnx_format
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 # Protobuf's own end; a larger model keeps its weights in a second file.
 LARGEST_PROTOBUF = 2**31 - 1
@@ -43,6 +47,8 @@ def read(path: Path, target: Mapping[str, Any]) -> list[Finding]:
         model = onnx_format.load(path, weights=False)
     except Exception as error:  # noqa: BLE001 (protobuf's errors are no part of its interface)
         raise StepError(f"{path.name} is no ONNX model: {' '.join(str(error).split())[:200]}", remedy="export it again") from None
+    with contextlib.suppress(Exception):  # a function that cannot be put in place is read by itself
+        model = _inlined(model)
     with contextlib.suppress(Exception):  # an odd model has fewer known types; the rules that need none still hold
         model = onnx.shape_inference.infer_shapes(model)
     found = tensorrt_check_nodes.ends(model, target)
@@ -50,7 +56,30 @@ def read(path: Path, target: Mapping[str, Any]) -> list[Finding]:
         for node in scope.nodes:
             found += tensorrt_check_quantization.node(scope, node)
             found += tensorrt_check_nodes.node(scope, node, target, {function.name for function in model.functions})
-    return found
+    return list(dict.fromkeys(found))  # a function that is called twice has its faults once
+
+
+def _inlined(model: ModelProto) -> ModelProto:
+    """The model with its own functions in the place of their calls: a scale may be what a call hands over. Nodes become `FUNCTION/NODE`."""
+    from onnx.inliner import inline_local_functions
+
+    homes = {node.name: function.name for function in model.functions for node in _nodes(function) if node.name}
+    if not model.functions:
+        return model
+    before = {node.name for node in onnx_format.nodes(model)}
+    made: ModelProto = inline_local_functions(model)
+    for node in onnx_format.nodes(made):
+        name = node.name
+        while name not in homes and (shorter := re.sub(r"__\d+$", "", name)) != name:  # what the inliner appends
+            name = shorter
+        if name in homes and node.name not in before:
+            node.name = f"{homes[name]}/{name}"
+    return made
+
+
+def _nodes(function: Any) -> Iterator[NodeProto]:
+    for graph in onnx_format.graphs(function):
+        yield from graph.node
 
 
 def ask_parser(path: Path) -> list[Finding]:

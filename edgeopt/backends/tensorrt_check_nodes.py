@@ -23,20 +23,27 @@ _UNSUPPORTED_WORDS = """AffineGrid Bernoulli BitCast BitShift BitwiseAnd Bitwise
     SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss SplitToSequence StringConcat
     StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique"""
 UNSUPPORTED = frozenset(_UNSUPPORTED_WORDS.split())
-# The parser of RTX takes them, and then there is no kernel: the size of their output depends on the data.
-_NO_KERNEL_IN_RTX = ("NonZero", "NonMaxSuppression")
+# The size of their output depends on the data. The parser of RTX takes them, and then there is no kernel.
+_SIZED_BY_DATA = ("NonZero", "NonMaxSuppression")
 _KNOWN_FOREIGN = ("com.microsoft", "ai.onnx.ml", "com.ms.internal.nhwc", "org.pytorch.aten", "ai.onnx.contrib")
 _MATRIX = ("MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Attention")
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _ONE_FLOAT_WORDS = """Add Sub Mul Div MatMul Gemm Conv ConvTranspose Concat Min Max Sum Mean PRelu LayerNormalization InstanceNormalization
-    GroupNormalization Einsum LSTM GRU RNN"""
+    GroupNormalization Einsum LSTM GRU RNN Where"""
 _ONE_FLOAT = frozenset(_ONE_FLOAT_WORDS.split())
 # Inputs that decide shapes, by operator.
-_SHAPE_INPUTS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "TopK": 1, "Tile": 1, "Resize": 3, "Pad": 1, "OneHot": 1}
+_SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Reshape", "Expand", "TopK", "Tile", "Pad", "OneHot", "Split", "Squeeze", "Unsqueeze"), (1,)),
+    "ConstantOfShape": (0,),
+    "Range": (0, 1, 2),
+    "Resize": (2, 3),
+    "Slice": (1, 2, 3, 4),
+}
 FLOAT, DOUBLE, FP16, BF16, UINT8 = 1, 11, 10, 16, 2
 _FLOATS = (FLOAT, FP16, BF16, DOUBLE)
 _FLOAT8, _FLOAT4 = (17, 18, 19, 20), (23,)
 _NO_TYPE = (4, 5, 8, 12, 13, 14, 15)  # UINT16 INT16 STRING UINT32 UINT64 COMPLEX64 COMPLEX128
+_NO_NUMPY = (BF16, *_FLOAT8, 21, 22, *_FLOAT4)  # UINT4, INT4
 # From which compute capability on a type runs.
 _SINCE = {BF16: 8.0, **dict.fromkeys(_FLOAT8, 8.9), **dict.fromkeys(_FLOAT4, 10.0)}
 _HALF = "put cast-fp16 in the variant, or leave 7.5 out of compute_capabilities"
@@ -53,6 +60,9 @@ def ends(model: ModelProto, target: Mapping[str, Any]) -> list[Finding]:
         elif kind == DOUBLE:
             cause = "it is DOUBLE: TensorRT makes FP32 of it in silence, and the engine takes other bytes than the model"
             found.append(Finding("A", "error", value.name, cause, "export it as float32"))
+        elif kind in _NO_NUMPY:
+            cause = f"it is {type_name(kind)}: numpy has no such numbers, so that nothing here can feed or read it"
+            found.append(Finding("A", "error", value.name, cause, "export it as float32, with a cast inside the model"))
     try:
         signature = onnx_format.signature_of(model)
     except UsageError as error:
@@ -61,11 +71,14 @@ def ends(model: ModelProto, target: Mapping[str, Any]) -> list[Finding]:
     for axis, name in tensorrt_profiles.open_axes(signature, known).items():
         remedy = f"give it: options: {{profiles: {{{axis}: [min, opt, max]}}}}, or export the model with that size fixed"
         found.append(Finding("A", "error", name, f"axis '{axis}' may vary and has no range", remedy))
-    users = {name: (node, index) for node in model.graph.node for index, name in enumerate(node.input)}
+    deciding: dict[str, NodeProto] = {}
+    for node in model.graph.node:
+        for index in _SHAPE_INPUTS.get(node.op_type, ()):
+            if index < len(node.input):
+                deciding.setdefault(node.input[index], node)
     for value in onnx_format.inputs(model):
-        node, index = users.get(value.name, (None, 0))
-        if node is not None and _SHAPE_INPUTS.get(node.op_type) == index:
-            cause = f"it decides a shape (of {node.op_type} '{node.name}'): TensorRT would need a range of its values"
+        if one := deciding.get(value.name):
+            cause = f"it decides a shape (of {one.op_type} '{one.name}'): TensorRT would need a range of its values"
             found.append(Finding("A", "error", value.name, cause, "export the model with that input as a constant"))
     return [*found, *(_recurrent(model, known) if target.get("options", {}).get("product") == "rtx" else [])]
 
@@ -98,8 +111,11 @@ def _operator(scope: Scope, node: NodeProto, rtx: bool) -> Iterator[Finding]:
     elif kind in UNSUPPORTED:
         cause = f"{kind}: TensorRT for RTX has no such operator" + ("" if rtx else "; TensorRT may have it")
         yield Finding("A", "error" if rtx else "warning", name, cause, "replace it before export")
-    elif kind in _NO_KERNEL_IN_RTX and rtx:
+    elif kind in _SIZED_BY_DATA and rtx:
         yield Finding("A", "error", name, f"{kind}: TensorRT for RTX has no kernel for it", "leave that part to the application")
+    elif kind in _SIZED_BY_DATA:
+        cause = f"{kind}: how large its output is depends on the data, and edgeopt's runner opens no engine with such an output"
+        yield Finding("A", "warning", name, cause, "leave that part to the application")
     elif _trains(scope, node):
         yield Finding("A", "error", name, f"{kind} is in training mode", "export the model in evaluation mode: model.eval()")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from edgeopt.backends.tensorrt_check_scopes import MOVES
 from edgeopt.core.protocols import Finding
 from edgeopt.formats import onnx as onnx_format
 
@@ -19,6 +20,8 @@ KEEP = "name the layer under `keep` of quantize-int8"
 # ONNX's own numbers of its types.
 UINT8, INT8, INT32, FLOAT8, INT4, FLOAT4 = 2, 3, 6, 17, 22, 23
 _GOOD_TYPES = (INT8, INT4, FLOAT8, FLOAT4)
+# What takes a tensor without computing on it here: bodies and functions are looked at for themselves.
+_PASSES_ON = ("If", "Loop", "Scan")
 # Operators on integers: TensorRT has none of them.
 INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 # Their outputs lose accuracy in 8 bit, and nothing runs faster for it.
@@ -71,14 +74,15 @@ def _pair(scope: Scope, node: NodeProto) -> Iterator[Finding]:
     elif kind == INT32:
         yield Finding("A", "error", name, "INT32 is dequantized (a quantized bias); TensorRT wants the bias as floats", S8)
     elif kind and kind not in _GOOD_TYPES:
-        yield Finding("A", "error", name, f"{type_name(kind)}: TensorRT quantizes to INT8 only (FLOAT8 and 4 bits aside)", S8)
+        yield Finding("A", "error", name, f"{type_name(kind)}: TensorRT quantizes to INT8 only (FLOAT8E4M3FN, INT4 and FLOAT4 aside)", S8)
     zeros = scope.values(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    if zeros is not None and kind in (INT8, INT4) and zeros.astype(np.int64).any():
-        worst = zeros.astype(np.int64)[np.abs(zeros.astype(np.int64)).argmax()]
-        yield Finding("A", "error", name, f"zero point {worst}: TensorRT quantizes symmetrically, around 0", S8)
+    shifts = zeros.astype(np.float64) if zeros is not None and kind in _GOOD_TYPES else np.zeros(1)
+    if shifts.any():
+        yield Finding("A", "error", name, f"zero point {shifts[np.abs(shifts).argmax()]:g}: TensorRT quantizes symmetrically, around 0", S8)
     scales = scope.values(node.input[1])
     if scales is None:
-        yield Finding("A", "error", name, "the scale is not constant but computed; TensorRT may crash over it", S8)
+        if scope.computed(node.input[1]):
+            yield Finding("A", "error", name, "the scale is not constant but computed; TensorRT may crash over it", S8)
         return
     numbers = scales.astype(np.float64)
     if kind != FLOAT4 and not (np.isfinite(numbers) & (numbers > 0)).all():
@@ -89,16 +93,18 @@ def _pair(scope: Scope, node: NodeProto) -> Iterator[Finding]:
 def _place(scope: Scope, node: NodeProto) -> Iterator[Finding]:
     """Where the pair stands, and along which axis."""
     name, result = scope.name(node), node.output[0]
-    stored = scope.constant(node.input[0]) is not None
     scales = scope.values(node.input[1])
     channels = scales is not None and scales.size > 1
+    stored = scope.constant(node.input[0]) is not None or (channels and not scope.computed(node.input[0]))
     if node.op_type == QUANTIZE:
-        if others := sorted({user.op_type for user, _ in scope.users[result] if user.op_type not in (DEQUANTIZE, *INTEGER)}):
+        if others := sorted({user.op_type for user in scope.readers(result) if _computes(user)}):
             cause = f"it is not followed by {DEQUANTIZE} but by {', '.join(others)}: INT8 means something only between the two"
             yield Finding("A", "error", name, cause, S8)
         elif result in scope.outputs:
             cause = f"it is not followed by {DEQUANTIZE}: the model's output is INT8 without its scale"
             yield Finding("A", "warning", name, cause, "end the model with the dequantized tensor")
+        if type_of(scope, node) == INT4 and scope.computed(node.input[0]):
+            yield Finding("A", "error", name, "an activation is quantized to INT4, which TensorRT takes for weights only", S8)
         if channels and not stored:
             yield Finding("A", "error", name, "an activation is quantized per channel; TensorRT takes one scale for all of it", S8)
         if delicate := _delicate(scope, node.input[0]):
@@ -112,11 +118,16 @@ def _place(scope: Scope, node: NodeProto) -> Iterator[Finding]:
         before = scope.values(source.input[1])
         if before is not None and scales is not None and (before.size != scales.size or (before > scales).any() or (before < scales).any()):
             yield Finding("A", "warning", name, f"it has another scale than its {QUANTIZE}: the values change", S8)
-        stored = scope.constant(source.input[0]) is not None
+        stored = stored or scope.constant(source.input[0]) is not None
     elif channels and not stored:
         yield Finding("A", "error", name, "an activation is dequantized per channel; TensorRT takes one scale for all of it", S8)
     if channels and stored and not _attribute(node, "block_size", 0):
         yield from _axis(scope, node)
+
+
+def _computes(node: NodeProto) -> bool:
+    """Whether a node behind a Q reads its integers as numbers of their own."""
+    return node.domain in onnx_format.DEFAULT_DOMAINS and node.op_type not in (DEQUANTIZE, *INTEGER, *_PASSES_ON, *MOVES)
 
 
 def _axis(scope: Scope, node: NodeProto) -> Iterator[Finding]:
@@ -166,13 +177,16 @@ def _delicate(scope: Scope, name: str) -> NodeProto | None:
     maker = scope.makers.get(name)
     if maker is None or maker.op_type in _DELICATE:
         return maker
-    return maker if maker.op_type == "Mul" and _has_erf(scope, maker, 4) else None
+    return maker if maker.op_type == "Mul" and _is_gelu(scope, maker, 4) else None
 
 
-def _has_erf(scope: Scope, node: NodeProto, depth: int) -> bool:
+def _is_gelu(scope: Scope, node: NodeProto, depth: int) -> bool:
+    """Whether an Erf goes into a product, or a Tanh through a sum: x·(1 + tanh …), and not Mish, which is x·tanh …."""
     makers = [scope.makers[name] for name in node.input if name in scope.makers]
+    if any(one.op_type == "Erf" or (one.op_type == "Tanh" and node.op_type == "Add") for one in makers):
+        return True
     arithmetic = [one for one in makers if one.op_type in ("Mul", "Add", "Div")]
-    return any(one.op_type == "Erf" for one in makers) or (depth > 0 and any(_has_erf(scope, one, depth - 1) for one in arithmetic))
+    return depth > 0 and any(_is_gelu(scope, one, depth - 1) for one in arithmetic)
 
 
 def _attribute(node: NodeProto, name: str, default: Any) -> Any:

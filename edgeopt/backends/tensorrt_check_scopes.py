@@ -13,20 +13,26 @@ if TYPE_CHECKING:
     import numpy as np
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-# Operators that only rearrange a constant: its values stay.
-_REARRANGES = ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten")
+# Operators that only rearrange a constant, or store it in another type: its values stay.
+_REARRANGES = ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Cast")
+# Operators that move numbers about and compute nothing: what is 8 bits before them is so behind them.
+_MOVE_WORDS = """Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity MaxPool Pad Reshape Slice SpaceToDepth Split
+    Squeeze Tile Transpose Unsqueeze"""
+MOVES = frozenset(_MOVE_WORDS.split())
 
 
 @dataclass
 class Scope:
     """One graph of the model: what its names stand for, those of the graphs around it included.
 
-    `where` leads to it from the outermost graph; `folder` is the model's, for weights kept beside it.
+    `where` leads to it from the outermost graph; `given` are the inputs of a function, of which nothing
+    is known; `folder` is the model's, for weights kept beside it.
     """
 
     where: str
     nodes: list[NodeProto]
     outputs: set[str]
+    given: set[str]
     types: dict[str, int]
     constants: dict[str, TensorProto]
     makers: dict[str, NodeProto]
@@ -45,6 +51,20 @@ class Scope:
                 return None
             name = maker.input[0]
         return self.constants[name]
+
+    def computed(self, name: str) -> bool:
+        """Whether what is fed decides a tensor: it is neither stored nor computed from what is stored alone, as far as the graph shows."""
+        waiting, seen = [name], set[str]()
+        while waiting:
+            one = waiting.pop()
+            if not one or one in seen or one in self.constants or one in self.given:
+                continue
+            seen.add(one)
+            maker = self.makers.get(one)
+            if maker is None or onnx_format.bodies(maker) or maker.op_type.startswith("Random"):
+                return True
+            waiting += maker.input
+        return False
 
     def values(self, name: str) -> np.ndarray[Any, Any] | None:
         """The numbers behind a constant's name, flat; None when it is computed."""
@@ -65,13 +85,31 @@ class Scope:
         node = self.makers.get(name)
         return node.op_type if node is not None else ""
 
+    def readers(self, name: str) -> Iterator[NodeProto]:
+        """What computes on a tensor: nodes behind those that only move its numbers, and those in bodies that take it from here."""
+        waiting, seen = [name], set[str]()
+        while waiting:
+            one = waiting.pop()
+            if one in seen:
+                continue
+            seen.add(one)
+            for node, index in self.users.get(one, []):
+                if index < 0:
+                    yield from _inside(node, one)
+                elif node.op_type in MOVES and node.domain in onnx_format.DEFAULT_DOMAINS:
+                    waiting += node.output
+                else:
+                    yield node
+
 
 def scopes(model: ModelProto, folder: Path) -> Iterator[Scope]:
     """The model's graph, the bodies of If, Loop and Scan in it, and its functions."""
     yield from _scopes(model.graph, "", None, folder)
     for function in model.functions:
-        constants = {node.output[0]: attribute.t for node in function.node for attribute in node.attribute if attribute.name == "value"}
-        yield _scope(list(function.node), set(function.output), f"{function.name}/", {}, constants, None, folder)
+        constants = onnx_format.constants(function)
+        own = _scope(list(function.node), set(function.output), f"{function.name}/", {}, constants, None, folder, set(function.input))
+        yield own
+        yield from _bodies(own, function.node, folder)
 
 
 def _scopes(graph: GraphProto, where: str, around: Scope | None, folder: Path) -> Iterator[Scope]:
@@ -79,7 +117,11 @@ def _scopes(graph: GraphProto, where: str, around: Scope | None, folder: Path) -
     constants = onnx_format.constants(graph)
     own = _scope(list(graph.node), {value.name for value in graph.output}, where, types, constants, around, folder)
     yield own
-    for node in graph.node:
+    yield from _bodies(own, graph.node, folder)
+
+
+def _bodies(own: Scope, nodes: Any, folder: Path) -> Iterator[Scope]:
+    for node in nodes:
         for attribute in node.attribute:
             for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _scopes(body, f"{own.name(node)}/{attribute.name}/", own, folder)
@@ -93,6 +135,7 @@ def _scope(
     constants: dict[str, TensorProto],
     around: Scope | None,
     folder: Path,
+    given: set[str] | None = None,
 ) -> Scope:
     makers = {name: node for node in nodes for name in node.output if name}
     users: dict[str, list[tuple[NodeProto, int]]] = {}
@@ -101,19 +144,28 @@ def _scope(
             users.setdefault(name, []).append((node, index))
         for name in _used_inside(node):
             users.setdefault(name, []).append((node, -1))
-    outer = around or Scope("", [], set(), {}, {}, {}, {}, folder)
+    outer = around or Scope("", [], set(), set(), {}, {}, {}, {}, folder)
     for name in makers:
         users.setdefault(name, [])
     return Scope(
         where,
         nodes,
         outputs,
+        outer.given | (given or set()),
         {**outer.types, **types},
         {**outer.constants, **constants},
         {**outer.makers, **makers},
         users,
         folder,
     )
+
+
+def _inside(node: NodeProto, name: str) -> Iterator[NodeProto]:
+    """The nodes in a node's bodies that read a tensor from around it."""
+    for one in (one for body in onnx_format.bodies(node) for one in body.node):
+        if name in one.input:
+            yield one
+        yield from _inside(one, name)
 
 
 def _used_inside(node: NodeProto) -> Iterator[str]:

@@ -42,3 +42,18 @@ def uint8_in_function() -> ModelProto:
     made.functions.append(helper.make_function("my.own", "Halve", ["a"], ["b"], [*stored_in, *nodes], opset))
     made.opset_import.append(helper.make_opsetid("my.own", 1))
     return made
+
+
+@fault("error", "b_q", "zero point 5")
+def zero_point_in_a_branch_of_a_function() -> ModelProto:
+    made = uint8_in_function()
+    function = made.functions[0]
+    nodes, tensors = pair("a", "t", zero=5)
+    for node, name in zip(nodes, ("b_q", "b_dq"), strict=True):
+        node.name = name
+    then = helper.make_graph(nodes, "then", [], [value("t", [2, 8])], tensors)
+    other = helper.make_graph([helper.make_node("Identity", ["a"], ["e"], name="same")], "else", [], [value("e", [2, 8])])
+    flag = helper.make_node("Constant", [], ["flag"], value=helper.make_tensor("flag", BOOL, [], [True]))
+    del function.node[:]
+    function.node.extend([flag, helper.make_node("If", ["flag"], ["b"], name="choose", then_branch=then, else_branch=other)])
+    return made

@@ -252,3 +252,37 @@ def fp8_on_ampere() -> ModelProto:
     nodes, tensors = pair("x", "a", kind=FP8)
     nodes.append(helper.make_node("MatMul", ["a", "w"], ["y"], name="linear"))
     return model(nodes, [value("x", [16, 16])], [value("y", [16, 16])], [*tensors, weight("w", 16, 16)], opset=19)
+
+
+@fault("error", "size", "decides a shape", parser="accepts", why="the parser does not know the profile; the builder then refuses")
+def shape_as_input_of_the_first_of_two() -> ModelProto:
+    """The input decides a Slice's end, and is then cast to a number as well."""
+    nodes = [
+        helper.make_node("Slice", ["x", "start", "size"], ["s"], name="cut"),
+        helper.make_node("ReduceMean", ["s"], ["m"], name="mean", keepdims=0),
+        helper.make_node("Cast", ["size"], ["n"], name="number", to=FLOAT),
+        helper.make_node("Mul", ["m", "n"], ["y"], name="scale"),
+    ]
+    return model(nodes, [value("x", [16]), value("size", [1], INT64)], [value("y", [1])], [ints("start", 0)])
+
+
+@fault(
+    "error", "x", "BFLOAT16", parser="accepts", why="TensorRT takes it; numpy, and with it whoever feeds the engine here, has no such type"
+)
+def bfloat16_input() -> ModelProto:
+    return one("Cast", [value("x", [2, 8], BF16)], [value("y", [2, 8])], to=FLOAT)
+
+
+@fault("error", "where", "FLOAT16 and FLOAT")
+def mixed_choice() -> ModelProto:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], name="cast", to=FP16),
+        helper.make_node("Greater", ["x", "low"], ["c"], name="greater"),
+        helper.make_node("Where", ["c", "h", "low"], ["y"], name="where"),
+    ]
+    return model(nodes, [value("x", [2, 8])], [value("y", [2, 8])], [scalar("low", 0.0)])
+
+
+@fault("warning", "op", "depends on the data", parser="refuses", why="RTX has no kernel; TensorRT has", product="tensorrt")
+def sizes_from_data_on_tensorrt() -> ModelProto:
+    return sizes_from_data()

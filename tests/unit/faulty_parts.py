@@ -16,6 +16,7 @@ from small_onnx import FLOAT, model, value, weight
 
 INT8, UINT8, INT16, UINT16, INT32 = TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32
 FP16, BF16, FP64, FP8 = TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT8E4M3FN
+INT4, UINT4 = TensorProto.INT4, TensorProto.UINT4
 BOOL, STRING, UINT32, UINT64 = TensorProto.BOOL, TensorProto.STRING, TensorProto.UINT32, TensorProto.UINT64
 MICROSOFT = "com.microsoft"
 SILENT = (

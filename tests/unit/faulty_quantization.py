@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faulty_parts import ACCURACY, INT8, INT16, INT32, SILENT, UINT8, UINT16, after, conv, fault, pair, scalar, stored
+from faulty_parts import ACCURACY, FP8, INT4, INT8, INT16, INT32, SILENT, UINT4, UINT8, UINT16, after, conv, fault, pair, scalar, stored
 from onnx import ModelProto, helper
 from small_onnx import FLOAT, model, value, weight
 
@@ -187,6 +187,44 @@ def quantized_gelu_spelt_out() -> ModelProto:
     numbers = [scalar("root", 1.4142135), scalar("one", 1.0), scalar("half", 0.5)]
     tensors = [weight("w", 8, 8), weight("v", 8, 8, seed=1), *numbers, *scales]
     return model(nodes, [value("x", [2, 8])], [value("y", [2, 8])], tensors)
+
+
+@fault("warning", "op", "Gelu", parser="accepts", why=ACCURACY)
+def quantized_gelu_by_tanh() -> ModelProto:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="first"),
+        helper.make_node("Mul", ["m", "root"], ["d"], name="inner"),
+        helper.make_node("Tanh", ["d"], ["e"], name="tanh"),
+        helper.make_node("Add", ["e", "one"], ["p"], name="plus"),
+        helper.make_node("Mul", ["m", "half"], ["q"], name="mul"),
+        helper.make_node("Mul", ["q", "p"], ["o"], name="op"),
+        *pair("o", "a")[0],
+        helper.make_node("MatMul", ["a", "v"], ["y"], name="last"),
+    ]
+    numbers = [scalar("root", 0.8), scalar("one", 1.0), scalar("half", 0.5)]
+    tensors = [weight("w", 8, 8), weight("v", 8, 8, seed=1), *numbers, *pair("o", "a")[1]]
+    return model(nodes, [value("x", [2, 8])], [value("y", [2, 8])], tensors)
+
+
+@fault("error", "a_q", "weights only", parser="accepts", why=SILENT)
+def int4_activation() -> ModelProto:
+    nodes, tensors = pair("x", "a", kind=INT4)
+    nodes.append(helper.make_node("MatMul", ["a", "w"], ["y"], name="linear"))
+    return model(nodes, [value("x", [16, 16])], [value("y", [16, 16])], [*tensors, weight("w", 16, 16)], opset=21)
+
+
+@fault("error", "a_q", "UINT4")
+def uint4_activation() -> ModelProto:
+    nodes, tensors = pair("x", "a", kind=UINT4)
+    nodes.append(helper.make_node("MatMul", ["a", "w"], ["y"], name="linear"))
+    return model(nodes, [value("x", [16, 16])], [value("y", [16, 16])], [*tensors, weight("w", 16, 16)], opset=21)
+
+
+@fault("error", "a_q", "zero point 1", parser="accepts", why=SILENT)
+def fp8_zero_point() -> ModelProto:
+    nodes, tensors = pair("x", "a", kind=FP8, zero=1.0)
+    nodes.append(helper.make_node("MatMul", ["a", "w"], ["y"], name="linear"))
+    return model(nodes, [value("x", [16, 16])], [value("y", [16, 16])], [*tensors, weight("w", 16, 16)], opset=19)
 
 
 @fault("warning", "op", "LayerNormalization", parser="accepts", why=ACCURACY)

@@ -1,4 +1,4 @@
-"""The checker for TensorRT: 64 models with a known fault each, 14 sound ones; its word held against that of RTX's own parser."""
+"""The checker for TensorRT: a model for each known fault, sound ones that look like them, and the word of RTX's own parser."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_check_holds_both_layers_errors_first(tmp_path):
 def test_for_full_tensorrt_the_word_of_rtx_is_a_warning(tmp_path):
     case = next(one for one in FAULTY if one.name == "sizes_from_data")
     found = tensorrt_check.check(small.write(case.make(), tmp_path), target(product="tensorrt", compute_capabilities=["8.7"], profiles={}))
-    assert [(one.layer, one.level) for one in found] == [("B", "warning")]
+    assert [(one.layer, one.level) for one in found] == [("A", "warning"), ("B", "warning")]
 
 
 # -- layer C: why the parser's yes is not enough ---------------------------------------------------
@@ -219,3 +219,23 @@ def test_an_input_that_is_no_tensor_is_told(tmp_path):
     )
     found = findings(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path)
     assert any("no tensor" in one.cause for one in found)
+
+
+def test_a_function_that_cannot_be_put_in_place_is_read_by_itself(tmp_path, monkeypatch):
+    import onnx.inliner
+
+    def refuses(model):
+        raise RuntimeError("of another opset")
+
+    monkeypatch.setattr(onnx.inliner, "inline_local_functions", refuses)
+    cases = {case.name: case for case in FAULTY + GOOD}
+    assert findings(cases["scale_handed_to_a_function"].make(), tmp_path) == []
+    for name in ("uint8_in_function", "zero_point_in_a_branch_of_a_function"):
+        assert [one.node.split("/")[-1] for one in findings(cases[name].make(), tmp_path)] == ["b_q"]
+
+
+def test_a_function_that_is_called_twice_has_its_fault_once(tmp_path):
+    proto = next(case for case in FAULTY if case.name == "uint8_in_function").make()
+    proto.graph.node[0].output[0] = "h"
+    proto.graph.node.append(helper.make_node("Halve", ["h"], ["y"], name="again", domain="my.own"))
+    assert [one.node for one in findings(proto, tmp_path)] == ["Halve/b_q"]
