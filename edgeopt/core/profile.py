@@ -12,7 +12,7 @@ from pydantic import Field
 
 from edgeopt.core.protocols import Options
 
-PRECISIONS = ("int8", "bf16", "fp16", "fp32")
+PRECISIONS = ("int8", "fp8", "bf16", "fp16", "fp32")
 Kind = Literal["compute", "conversion", "movement"]
 Bound = Literal["compute", "memory"]
 
@@ -23,7 +23,7 @@ class LayerTime(Options):
     name: str
     type: str = Field(description="the runtime's own word for it")
     kind: Kind
-    precision: str = Field(description="int8, bf16, fp16, fp32; other where it does not compute")
+    precision: str = Field(description="int8, fp8, bf16, fp16, fp32; other where it does not compute")
     us: float
     of: str | None = Field(default=None, description="the model's own layers that it holds, where they were found again")
     macs: int | None = Field(default=None, description="multiply-accumulates of those")

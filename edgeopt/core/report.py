@@ -87,6 +87,10 @@ class Row(Options):
     speedup: Speedup | None
     precision: dict[str, int] | None
     runtime: str | None = Field(default=None, description="the library that executed it, with its version")
+    device: dict[str, Any] | None = Field(
+        default=None,
+        description="how an accelerator was driven (CUDA graph, spin-wait, transfers), its own clock's times in ms and what they warn of",
+    )
     mlperf: Mlperf | None = Field(default=None, description="LoadGen's verdict, where the target's scenario is one of MLPerf's")
     profile: Profile | None = Field(default=None, description="where the time goes; the session's profile.json holds every layer")
     pareto: bool

@@ -86,6 +86,7 @@ class Measured(Options):
     precision: dict[str, int] | None = None
     layers: int | None = None
     runtime: str | None = None
+    device: dict[str, Any] | None = Field(default=None, description="how an accelerator was driven, and its own clock's times")
     mlperf: Mlperf | None = None
     profile: Profile | None = Field(default=None, description="where the time goes; profile.json beside this file holds every layer")
     scores: dict[str, ScoreValue] = Field(default_factory=dict)

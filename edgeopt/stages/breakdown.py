@@ -10,6 +10,7 @@ from edgeopt.stages.work import bare
 CATEGORIES = (*PRECISIONS, "conversion", "movement")
 TITLES = {
     "int8": "INT8",
+    "fp8": "FP8",
     "bf16": "BF16",
     "fp16": "FP16",
     "fp32": "FP32",

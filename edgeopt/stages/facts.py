@@ -45,6 +45,14 @@ _CONDITIONS = {
     "one_at_a_time": "one variant open at a time, for want of memory",
     "idle_cpu_percent_max": "busiest idle process (% of a core)",
 }
+_DEVICE = {
+    "gpu": "GPU",
+    "cuda_graph": "CUDA graph",
+    "spin_wait": "spin-wait",
+    "tf32": "TF32",
+    "runtime_cache": "cache of compiled kernels",
+    "events_ms": "by the GPU's clock (ms)",
+}
 
 
 def value(given: Any) -> str:
@@ -157,6 +165,14 @@ def sessions(report: Report) -> tuple[list[str], list[list[str]]]:
     told = {target.name: dict(conditions(target)) for target in report.targets}
     names = dict.fromkeys(name for one in told.values() for name in one)
     return ["measured", *told], [[name, *(one.get(name, NONE) for one in told.values())] for name in names]
+
+
+def devices(report: Report) -> tuple[list[str], list[list[str]]]:
+    """How accelerators were driven, and what they told of each row: the head and the rows of a table, which are none on CPUs."""
+    told = [(f"{row.variant} on {row.target}", row.device) for row in report.rows if row.device]
+    names = dict.fromkeys(name for _, one in told for name in one)
+    rows = [[title, *(value(one[name]) if name in one else NONE for name in names)] for title, one in told]
+    return ["measured", *(_DEVICE.get(name, name.replace("_", " ")) for name in names)], rows
 
 
 def origin(report: Report) -> list[tuple[str, str]]:

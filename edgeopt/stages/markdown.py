@@ -133,8 +133,9 @@ def _histories(report: Report) -> list[str]:
 
 def _environment(report: Report) -> list[str]:
     parts = ["## Environment", grid(["machine", ""], ((escaped(name), escaped(one)) for name, one in facts.machine(report)))]
-    head, rows = facts.sessions(report)
-    return [*parts, grid(map(escaped, head), (map(escaped, row) for row in rows))]
+    for head, rows in (facts.sessions(report), facts.devices(report)):
+        parts += [grid(map(escaped, head), (map(escaped, row) for row in rows))] if rows else []
+    return parts
 
 
 def _repeat(report: Report) -> list[str]:

@@ -38,6 +38,8 @@ LEAST, FEWEST, MOST = 8, 3, 40  # rounds however precise they are; however late 
 MOST_BLOCKS = 12  # of a round
 LOADGEN_S = 1.0  # a variant's run of MLPerf's LoadGen at least; half of the budget is dealt out to all
 MEMORY = 0.6  # share of the machine's memory that all variants may take together
+# What the runtime of an accelerator tells beside what we time, kept with the row; its clocks and power are the session's conditions.
+DEVICE = ("gpu", "cuda_graph", "spin_wait", "transfers", "tf32", "runtime_cache", "events_ms", "warnings")
 
 
 @dataclass
@@ -241,6 +243,7 @@ def _row(lane: Lane, facts: dict[str, Any], reference: list[Any] | None, noise: 
         precision=facts["precision"],
         layers=facts.get("layers"),
         runtime=facts.get("runtime"),
+        device={name: facts[name] for name in DEVICE if name in facts} or None,
         mlperf=facts["mlperf"],
         flags=["slower-than-reference"] if speedup and speedup.verdict == "slower" else [],
     )

@@ -272,8 +272,9 @@ class Words:
         return [FLAGS.get(flag, flag) for flag in row.flags]
 
     def warnings(self, row: Row) -> list[str]:
-        """What the steps that made a row warned of: "prune-2-4: 2:4 zeros give speed in …"."""
-        return [f"{step.step}: {step.notes['warning']}" for step in row.history if step.notes.get("warning")]
+        """What the steps that made a row warned of, and what its figures do: "prune-2-4: 2:4 zeros give speed in …"."""
+        steps = [f"{step.step}: {step.notes['warning']}" for step in row.history if step.notes.get("warning")]
+        return steps + [f"on the GPU: {one}" for one in (row.device or {}).get("warnings", [])]
 
     # gates
 

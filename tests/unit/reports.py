@@ -36,6 +36,16 @@ PEAKS = Peaks(
     measured_at="2026-01-31T11:58:00+00:00",
     seconds=4.4,
 )
+DEVICE = {  # as a TensorRT session tells it
+    "gpu": {"name": "NVIDIA H100", "compute_capability": "9.0"},
+    "cuda_graph": False,
+    "spin_wait": True,
+    "transfers": "timed apart",
+    "tf32": False,
+    "runtime_cache": "none",
+    "events_ms": {"h2d": 0.012, "compute": 0.21, "d2h": 0.008, "enqueue": 0.19, "compute_variation": 0.011, "runs": 100},
+    "warnings": ["enqueue-bound: launching takes over 80 % of computing; use a CUDA graph"],
+}
 NASTY = '<script>alert("1")</script> & |pipe| `tick` *star* \x1b[31m]]>'
 
 

@@ -257,7 +257,7 @@ def test_text_stands_out_from_its_ground(theme: int) -> None:
         assert contrast(colours[name], colours[f"{name}-wash"]) >= 4.5, name
     assert contrast(colours["ink"], colours["accent-wash"]) >= 4.5
     kinds = [name for name in colours if name.startswith("k-")]
-    assert len(kinds) == 7
+    assert len(kinds) == 8
     for mark in ("mark", "accent", "ink", *kinds):
         assert contrast(colours[mark], colours["paper"]) >= 3, mark
 

@@ -30,6 +30,7 @@ from edgeopt.runner import loadgen
 from edgeopt.stages import timing, words
 from edgeopt.stages.children import Child, Template
 from edgeopt.stages.conditions import Conditions
+from edgeopt.stages.lane import Lane
 
 pytestmark = pytest.mark.skipif(bool(why := registry.load("backends", "onnxruntime")().probe()), reason=why or "-")
 official = pytest.mark.skipif(
@@ -268,3 +269,20 @@ def test_a_block_that_the_machine_disturbed_is_flagged(
 def test_a_machine_that_tells_nothing_is_not_called_unstable(monkeypatch: pytest.MonkeyPatch) -> None:
     made = conditions(monkeypatch, mhz=[None] * 4, celsius=[None] * 4, throttled=[None] * 4)  # type: ignore[list-item]
     assert made.flags() == [] and made.read()["mhz"] is None and made.read()["throttled"] is None
+
+
+# --- what an accelerator tells
+
+
+def test_how_a_gpu_was_driven_and_its_own_times_stay_with_the_row(
+    plan: Plan, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, asked = {**reports.DEVICE, "conditions": {"driver": "580.65.06", "graphics_mhz": 1980}}, Lane.facts
+    monkeypatch.setattr(Lane, "facts", lambda lane: {**asked(lane), **told, "precision": None, "layers": None})
+    found = timed(plan, tmp_path, {"a": model})
+    assert found.rows["a"].device == reports.DEVICE and found.rows["a"].precision is None
+    assert found.conditions["gpu"] == told["conditions"]
+
+
+def test_a_cpu_tells_none_of_it(plan: Plan, model: Artifact, tmp_path: Path) -> None:
+    assert timed(plan, tmp_path, {"a": model}).rows["a"].device is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import reports
 
+from edgeopt.core.report import Report
 from edgeopt.core.session import Speedup
 from edgeopt.stages import facts
 from edgeopt.stages.decision import decide
@@ -192,6 +193,22 @@ def test_what_a_step_warned_of_is_told_with_the_decision_and_in_the_pages() -> N
     for page in (markdown(report), html(report)):
         assert told in page
     assert told not in markdown(plain)
+
+
+def test_what_a_gpu_told_stands_in_the_report_and_on_the_pages() -> None:
+    plain = reports.plain()
+    rows = [row.model_copy(update={"device": reports.DEVICE}) if row.variant == "int8" else row for row in plain.rows]
+    report = plain.model_copy(update={"rows": rows})
+    warned = f"on the GPU: {reports.DEVICE['warnings'][0]}"
+    assert decide(Words(report), "x86-openvino").doubts == [warned]
+    head, (first, *_) = facts.devices(report)
+    cells = dict(zip(head, first, strict=True))
+    assert (cells["CUDA graph"], cells["spin-wait"], cells["transfers"]) == ("no", "yes", "timed apart")
+    assert "compute: 0.210" in cells["by the GPU's clock (ms)"]
+    for page in (markdown(report), html(report)):
+        assert warned in page and "NVIDIA H100" in page and "compute: 0.210" in page
+    assert facts.devices(plain)[1] == [] and "CUDA" not in markdown(plain) + html(plain)
+    assert Report.model_validate_json(report.model_dump_json()).rows == rows
 
 
 def test_flags_are_told_in_words(words: Words) -> None:

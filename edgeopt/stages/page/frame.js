@@ -3,7 +3,7 @@ const targets = JSON.parse(document.getElementById("figures").textContent);
 const FRAME = { style: { fontSize: "12px", fontFamily: "inherit", color: "var(--soft)", background: "none" } };
 const CHARTS = {};  // data-chart → (box, target): each file adds its own
 const MANY = 40;  // marks; from here on only those that matter are named
-const TITLES = { int8: "INT8", bf16: "BF16", fp16: "FP16", fp32: "FP32", conversion: "conversion", movement: "moving data" };
+const TITLES = { int8: "INT8", fp8: "FP8", bf16: "BF16", fp16: "FP16", fp32: "FP32", conversion: "conversion", movement: "moving data" };
 
 // What a screen reader hears: the chart's name, and of some the marks (`walk` names them); axes and grids are silent.
 function describe(figure, role) {
