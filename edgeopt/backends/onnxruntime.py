@@ -24,7 +24,7 @@ class OnnxruntimeOptions(Options):
         default="all", description="how far the graph is rewritten when it is opened"
     )
     provider: Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"] = Field(
-        default="cpu", description="what executes the nodes; a node that computes and falls back to the CPU fails the row"
+        default="cpu", description="what executes the nodes; a node on the way of the data that falls back to the CPU fails the row"
     )
 
 

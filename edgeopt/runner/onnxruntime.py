@@ -53,6 +53,14 @@ def library() -> ModuleType:
     return importlib.import_module("onnxruntime")
 
 
+def ready(path: Path) -> None:
+    """Before CUDA's libraries or TensorRT are loaded: FP32 is not rounded to TF32, whatever their defaults are.
+
+    Here, where a process opens one model: one that compiles may build or train with TF32 after that.
+    """
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+
+
 def why_not(provider: str) -> str:
     """Why this onnxruntime has no such provider, or an empty string."""
     if PROVIDERS[provider][0] in library().get_available_providers():
@@ -108,8 +116,13 @@ class OnnxruntimeSession:
         settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         settings.enable_profiling = bool(profile)
         settings.profile_file_prefix = profile
+        providers: list[Any] = list(self._providers)
+        if self._device != "cpu":
+            if preload := getattr(ort, "preload_dlls", None):  # finds CUDA's libraries where pip put them
+                preload()
+            providers = [(name, {"use_tf32": "0"}) if name == "CUDAExecutionProvider" else name for name in providers]
         try:
-            session = ort.InferenceSession(self._path, settings, providers=list(self._providers))
+            session = ort.InferenceSession(self._path, settings, providers=providers)
         except Exception as error:  # its classes share no other base
             raise Problem(
                 "step", f"onnxruntime cannot load {self._path.name}: {_cause(error)}", "check the model with onnx.checker"
@@ -169,6 +182,7 @@ class OnnxruntimeSession:
             "precision": counts,
             "layers": sum(counts.values()),
             "threads": self._threads,
+            **({} if self._device == "cpu" else {"tf32": False}),
         }
 
     def profile(self, feeds: Feeds) -> list[dict[str, Any]]:
@@ -204,13 +218,20 @@ class OnnxruntimeSession:
 
 
 def strays(nodes: Iterable[list[dict[str, Any]]], providers: tuple[str, ...]) -> list[str]:
-    """Nodes that compute, and were executed by none of the providers asked for (events of onnxruntime's own trace).
+    """Nodes on the way of the data that were executed by none of the providers asked for (events of onnxruntime's own trace).
 
-    What only moves data or counts integers may lie on the CPU: onnxruntime puts sizes and shapes there on purpose.
+    Arithmetic on sizes and shapes may lie on the CPU: onnxruntime puts it there on purpose. It gives whole numbers, or a row of a few.
     """
     first = [events[0] for events in nodes]
-    elsewhere = [event for event in first if event["args"].get("provider", providers[0]) not in providers and _precision(event["args"])]
-    return [f"{event['name'].removesuffix('_kernel_time')} ({event['args']['op_name']})" for event in elsewhere]
+    elsewhere = [event for event in first if event["args"].get("provider", providers[0]) not in providers]
+    astray = [event for event in elsewhere if _precision(event["args"]) or _gives_data(event["args"])]
+    return [f"{event['name'].removesuffix('_kernel_time')} ({event['args']['op_name']})" for event in astray]
+
+
+def _gives_data(args: dict[str, Any]) -> bool:
+    """Whether a node gives floats or 8-bit numbers in more than one dimension: sizes and shapes are neither."""
+    given = [next(iter(entry.items())) for entry in args["output_type_shape"]]
+    return any((name in _FLOATS or name in ("int8", "uint8")) and len(shape) > 1 for name, shape in given)
 
 
 def _port(arg: Any, what: str) -> Port:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def test_a_session_never_opens_on_the_cpu_in_place_of_the_provider(tmp_path: Pat
             assert caught.value.kind == "missing" and "pip install" in caught.value.remedy
 
 
-def test_strays_are_the_nodes_that_compute_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strays_are_the_nodes_that_handle_data_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
         helper.make_node("Shape", ["h"], ["size"], name="size"),
@@ -53,11 +55,50 @@ def test_strays_are_the_nodes_that_compute_elsewhere(tmp_path: Path, monkeypatch
     events, _ = session._nodes(feeds, range(1))
     assert {one[0]["args"]["op_name"] for one in events.values()} >= {"MatMul", "Shape"}
     assert runtime.strays(events.values(), runtime.PROVIDERS["cpu"]) == []
-    assert runtime.strays(events.values(), runtime.PROVIDERS["tensorrt"]) == ["product (MatMul)"]
+    assert runtime.strays(events.values(), runtime.PROVIDERS["tensorrt"]) == ["product (MatMul)", "same (Reshape)"]
     session._providers = runtime.PROVIDERS["cuda"]  # as if it had been asked for: the trace is that of the CPU
     monkeypatch.setattr(session, "_open", lambda profile: runtime.OnnxruntimeSession._open(_on_cpu(session), profile))
-    with pytest.raises(Problem, match=r"fell back to another provider: product \(MatMul\)"):
+    with pytest.raises(Problem, match=r"fell back to another provider: product \(MatMul\), same \(Reshape\)"):
         session.facts(feeds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "astray"),
+    [
+        ("Transpose", {"float": [1, 8, 4]}, True),
+        ("QuantizeLinear", {"int8": [1, 8, 4]}, True),
+        ("Gather", {"int64": [2]}, False),
+        ("Cast", {"float": [4]}, False),  # scales of a Resize, out of a shape
+        ("NonZero", {"int64": [2, 9]}, False),
+    ],
+)
+def test_only_sizes_and_shapes_may_be_moved_elsewhere(kind: str, given: dict[str, list[int]], astray: bool) -> None:
+    args = {"op_name": kind, "provider": "CPUExecutionProvider", "input_type_shape": [{"float": [1, 8, 4]}], "output_type_shape": [given]}
+    found = runtime.strays([[{"name": "n_kernel_time", "args": args}]], runtime.PROVIDERS["cuda"])
+    assert found == ([f"n ({kind})"] if astray else [])
+
+
+def test_a_gpu_computes_fp32_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ort, asked = runtime.library(), list[Any]()
+
+    def refuse(path: Path, settings: Any, providers: list[Any]) -> None:
+        asked.extend(providers)
+        raise RuntimeError("no GPU is here")
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: asked.append("preloaded"), raising=False)
+    monkeypatch.setattr(runtime, "why_not", lambda provider: "")
+    for provider, wanted in {
+        "tensorrt": ["preloaded", "TensorrtExecutionProvider", ("CUDAExecutionProvider", {"use_tf32": "0"})],
+        "cpu": ["CPUExecutionProvider"],
+    }.items():
+        asked.clear()
+        with pytest.raises(Problem, match="no GPU is here"):
+            runtime.open(small.write(small.mlp(), tmp_path), threads=1, requests=1, options={"provider": provider}, execution={})
+        assert asked == wanted
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    runtime.ready(tmp_path)
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
 def _on_cpu(session: runtime.OnnxruntimeSession) -> runtime.OnnxruntimeSession:
