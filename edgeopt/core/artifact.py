@@ -14,11 +14,15 @@ Numbers = Literal["f32", "fp16", "bf16", "int8"]  # what a model computes with a
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output. `shape` holds sizes, or names for axes that may vary; `dtype` is numpy's name."""
+    """One input or output. `shape` holds sizes, or names for axes that may vary; `dtype` is numpy's name.
+
+    `batch` is the axis that counts samples where the shape does not tell it, as when its name gave way to a size; −1: there is none.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    batch: int | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -35,9 +39,31 @@ class Signature:
     def batch_symbol(self) -> str | None:
         """The name of the batch axis: that of the first input's first axis when it may vary."""
         for spec in self.inputs:
-            if spec.shape and isinstance(spec.shape[0], str):
+            if spec.shape and isinstance(spec.shape[0], str) and spec.batch in (None, 0):
                 return spec.shape[0]
         return None
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """How many samples the model insists on at once, or None when its batch axis may vary.
+
+        Without any name it is what all inputs begin with, if an output does too. Else (a state of two layers, a sequence along the
+        first axis) one run is of one sample, which brings such inputs as they are.
+        """
+        if self.batch_symbol is not None:
+            return None
+        told = [spec.shape[spec.batch] for spec in self.inputs if spec.batch is not None and spec.batch >= 0]
+        if any(spec.batch is not None for spec in self.inputs):
+            return next((one for one in told if isinstance(one, int)), 1)
+        tensors = [spec.shape for spec in self.inputs if len(spec.shape) > 1]
+        size = tensors[0][0] if tensors else 1
+        results = [spec.shape for spec in self.outputs if spec.shape]
+        counted = not results or any(shape[0] == size or isinstance(shape[0], str) for shape in results)
+        if not counted or any(shape[0] != size for shape in tensors):
+            return 1
+        tensors += [shape for shape in results if len(shape) > 1]
+        in_time = results and all(len(shape) == 3 and shape[1] == 1 for shape in tensors)  # [time, 1, features], in and out
+        return 1 if in_time else int(size)
 
     def batch_axis(self, spec: TensorSpec) -> int | None:
         """Which axis of `spec` counts samples; None when it has none (a scalar, a shared table)."""
@@ -45,17 +71,33 @@ class Signature:
         if symbol is not None:
             if symbol in spec.shape:
                 return spec.shape.index(symbol)
-            return 0 if spec.shape and isinstance(spec.shape[0], str) else None
-        return 0 if len(spec.shape) > 1 or spec.shape in ((1,), (self._fixed_batch,)) else None
+            others = {size for one in self.inputs for size in one.shape[1:]}  # named so, it is another axis of theirs
+            return 0 if spec.shape and isinstance(spec.shape[0], str) and spec.shape[0] not in others else None
+        if spec.batch is not None:
+            return spec.batch if spec.batch >= 0 else None
+        begins = spec.shape[0] if spec.shape else None
+        return 0 if begins == self.fixed_batch or (len(spec.shape) > 1 and isinstance(begins, str)) else None
 
-    @property
-    def _fixed_batch(self) -> int | str:
-        return next((spec.shape[0] for spec in self.inputs if len(spec.shape) > 1), 1)
+    def after(self, before: Signature) -> Signature:
+        """The same, of a model that was made of another one: an axis that was given a size counts what it counted."""
+        if before.batch_symbol and any(before.batch_symbol in spec.shape for spec in self.inputs):
+            return self  # its name tells
+
+        def told(specs: tuple[TensorSpec, ...], old: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            known = {spec.name: spec for spec in old}
+            return tuple(
+                replace(spec, batch=-1 if (axis := before.batch_axis(known[spec.name])) is None else axis)
+                if spec.name in known and len(known[spec.name].shape) == len(spec.shape)
+                else spec
+                for spec in specs
+            )
+
+        return Signature(told(self.inputs, before.inputs), told(self.outputs, before.outputs))
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Signature:
         def specs(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-            return tuple(TensorSpec(row["name"], row["dtype"], tuple(row["shape"])) for row in rows)
+            return tuple(TensorSpec(row["name"], row["dtype"], tuple(row["shape"]), row.get("batch")) for row in rows)
 
         return Signature(specs(value["inputs"]), specs(value["outputs"]))
 

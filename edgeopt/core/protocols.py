@@ -65,10 +65,7 @@ class Split:
 
 def fixed_batch(signature: Signature) -> int | None:
     """The batch size that the model insists on, or None when its batch axis may vary."""
-    if signature.batch_symbol is not None:
-        return None
-    sizes = [spec.shape[0] for spec in signature.inputs if len(spec.shape) > 1]
-    return int(sizes[0]) if sizes else 1
+    return signature.fixed_batch
 
 
 def _shapes(sample: Sample) -> list[tuple[int, ...]]:

@@ -91,7 +91,7 @@ def _specs(ports: list[Any], noted: tuple[TensorSpec, ...]) -> tuple[TensorSpec,
         for axis, size in enumerate(port.partial_shape if port.partial_shape.rank.is_static else ()):
             old = known.shape[axis] if known and len(known.shape) == len(port.partial_shape) else None
             shape.append(size.get_length() if size.is_static else old if isinstance(old, str) else f"{name}_d{axis}")
-        specs.append(TensorSpec(name, port.element_type.to_dtype().name, tuple(shape)))
+        specs.append(TensorSpec(name, port.element_type.to_dtype().name, tuple(shape), known.batch if known else None))
     return tuple(specs)
 
 

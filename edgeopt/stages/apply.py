@@ -76,7 +76,7 @@ def _run(plan: Plan, step: Step, store: Store, run_folder: Path, progress: Calla
             key=step.key,
             digest=digest.of_folder(folder),
             size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-            signature=model.signature if step.kind == "compile" else _format(step.makes).signature(main),
+            signature=model.signature if step.kind == "compile" else _format(step.makes).signature(main).after(model.signature),
             execution=execution,
             history=(*model.history, Event(step.plug, step.key, seconds, step.options, notes)),
         )

@@ -11,7 +11,7 @@ from edgeopt.core.store import Store
 
 def survey(plan: Plan, split: str, model: str) -> str:
     """A split's survey: its data, and the import whose inputs it must fit."""
-    return digest.of_value({"survey": 3, "data": plan.data[split].digest, "model": model})
+    return digest.of_value({"survey": 4, "data": plan.data[split].digest, "model": model})
 
 
 def disjoint(plan: Plan, model: str) -> str:

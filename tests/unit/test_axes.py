@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,103 @@ def test_a_quantizer_that_fails_on_all_is_a_failed_step(tmp_path: Path, monkeypa
     monkeypatch.setattr(quantize_int8_onnx.Quantizer, "runner", refuses)
     with pytest.raises(StepError, match="onnxruntime cannot quantize this model: Odd: no kernel"):
         quantize(tmp_path, imported(tmp_path, small.mlp()), X86)
+
+
+def rnn(kind: str, batch: int | str, time: int | str, time_major: bool = False) -> onnx.ModelProto:
+    """Both directions of a recurrent layer, its state coming in and going out: [2, batch, 6] each."""
+    gates, states = (4, ["h", "c"]) if kind == "LSTM" else (3, ["h"])
+    made = [
+        helper.make_node("Identity" if time_major else "Transpose", ["x"], ["t"], **({} if time_major else {"perm": [1, 0, 2]})),
+        helper.make_node(
+            kind,
+            ["t", "w", "r", "", "", *states],
+            ["all", *(f"{one}n" for one in states)],
+            name="rnn",
+            hidden_size=6,
+            direction="bidirectional",
+        ),
+        helper.make_node("Transpose", ["all"], ["turned"], perm=[0, 2, 1, 3] if time_major else [2, 0, 1, 3]),
+        helper.make_node("Reshape", ["turned", "to"], ["y"]),
+    ]
+    weights = [small.weight("w", 2, gates * 6, 3), small.weight("r", 2, gates * 6, 6, seed=1), small.ints("to", 0, 0, 12)]
+    rows = [time, batch] if time_major else [batch, time]
+    inputs = [small.value("x", [*rows, 3]), *(small.value(one, [2, batch, 6]) for one in states)]
+    outputs = [small.value("y", [*rows, 12]), *(small.value(f"{one}n", [2, batch, 6]) for one in states)]
+    return small.model(made, inputs, outputs, weights)
+
+
+def recurrent_data(kind: str, x: tuple[int, ...], state: tuple[int, ...]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    return {"x": rng.standard_normal((70, *x), np.float32)} | {
+        one: rng.standard_normal((70, *state), np.float32) for one in (("h", "c") if kind == "LSTM" else ("h",))
+    }
+
+
+def walked(path: Path, folder: Path, variants: str, batch: int = 1) -> dict[tuple[str, str], edgeopt.core.report.Row]:
+    text = path.read_text().replace("{fp32: [], int8: [quantize-int8]}", variants)
+    targets = ", ".join(f"{{extends: x86-{name}, batch: {batch}, name: {name}}}" for name in ("onnxruntime", "openvino"))
+    path.write_text(text.replace("[x86-onnxruntime]", f"[{targets}]"))
+    report = edgeopt.run(path, folder)
+    assert report.exit_code == 0, [(row.variant, row.target, row.reason) for row in report.rows]
+    rows = {(row.variant, row.target): row for row in report.rows}
+    for row in rows.values():
+        assert row.status == "measured", row.reason
+        assert row.scores["sqnr"].samples == 30 and row.scores["sqnr"].value > 60
+    return rows
+
+
+@pytest.mark.parametrize(("kind", "batch", "reference"), [("LSTM", 1, "fp32"), ("GRU", 4, "fixed")])
+def test_states_of_an_open_model_and_behind_fix_shapes(tmp_path: Path, own_store: Path, kind: str, batch: int, reference: str) -> None:
+    path = written(tmp_path, rnn(kind, "N", "T"), "sqnr", **recurrent_data(kind, (7, 3), (2, 6)))
+    path.write_text(path.read_text() + f"reference: {reference}\n")
+    walked(path, tmp_path / "out", "{fp32: [], fixed: [fix-shapes]}", batch)
+
+
+@pytest.mark.parametrize(("kind", "x", "time_major"), [("GRU", (7, 3), False), ("LSTM", (7, 1, 3), True)])
+def test_states_of_a_model_without_an_open_axis(tmp_path: Path, own_store: Path, kind: str, x: tuple[int, ...], time_major: bool) -> None:
+    path = written(tmp_path, rnn(kind, 1, 7, time_major), "sqnr", **recurrent_data(kind, x, (2, 1, 6)))
+    walked(path, tmp_path / "out", "{fp32: [], slim: [simplify]}")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "batch", "axes"),
+    [
+        ([("N", 3)], [("N", 2)], None, [0]),
+        ([(4, 3)], [(4, 2)], 4, [0]),
+        ([(4, 3), (4,), ()], [(4, 2)], 4, [0, 0, None]),
+        ([(4, 3)], [("unk__1", 2)], 4, [0]),
+        ([(4, 3)], [], 4, [0]),
+        ([(8, 1, 28, 28)], [(8, 1, 28, 28)], 8, [0]),
+        ([(1, 512), (2, 1, 128), ()], [(1, 1), (2, 1, 128)], 1, [0, None, None]),
+        ([(2, 1, 128), (1, 512)], [(1, 1), (2, 1, 128)], 1, [None, 0]),
+        ([(50, 1, 8)], [(1, 4)], 1, [None]),
+        ([(50, 1, 8)], [(50, 1, 4)], 1, [None]),
+        ([(50, 1, 8), (2, 1, 6)], [(50, 1, 6), (2, 1, 6)], 1, [None, None]),
+    ],
+)
+def test_what_counts_samples_is_told_by_names_else_by_sizes(
+    inputs: list[tuple[int | str, ...]], outputs: list[tuple[int | str, ...]], batch: int | None, axes: list[int | None]
+) -> None:
+    found = Signature(
+        tuple(TensorSpec(f"x{index}", "float32", shape) for index, shape in enumerate(inputs)),
+        tuple(TensorSpec(f"y{index}", "float32", shape) for index, shape in enumerate(outputs)),
+    )
+    assert found.fixed_batch == batch and [found.batch_axis(spec) for spec in found.inputs] == axes
+
+
+def test_an_axis_that_was_given_a_size_counts_what_it_counted() -> None:
+    def made(batch: int | str, time: int | str) -> Signature:
+        shapes = {"x": (batch, time, 3), "places": (time,), "state": (2, batch, 6), "table": (1, 3)}
+        return Signature(
+            tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items()), (TensorSpec("y", "float32", (2, batch)),)
+        )
+
+    before = made("N", "T")
+    for time in ("T", 9):
+        after = made(4, time).after(before)
+        assert after.fixed_batch == 4 and after.batch_symbol is None
+        assert [after.batch_axis(spec) for spec in (*after.inputs, *after.outputs)] == [0, None, 1, None, 1]
+        again = Signature.from_json({kind: [dataclasses.asdict(spec) for spec in getattr(after, kind)] for kind in ("inputs", "outputs")})
+        assert [again.batch_axis(spec) for spec in again.inputs] == [0, None, 1, None]
+    assert made("N", 9).after(before).batch_symbol == "N"
+    assert before.batch_axis(before.inputs[1]) is None, "it is the time of another input"
