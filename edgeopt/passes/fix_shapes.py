@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact, Signature
 from edgeopt.core.errors import StepError, UsageError, did_you_mean
-from edgeopt.core.protocols import Context, Pass
+from edgeopt.core.protocols import Context, Pass, stack
 from edgeopt.core.samples import sample_shape
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.passes.simplify import slimmed
 
 if TYPE_CHECKING:
+    import numpy as np
     from onnx import ModelProto
+
+    Feeds = dict[str, np.ndarray[Any, Any]]
 
 Size = Annotated[int, Field(gt=0)]
 _GIVE = "give the sizes as `fix-shapes: {axes: {%s}}`"
-_RUNS = 3  # made-up inputs on which an output must have one shape
+_SAMPLES, _RUNS = 8, 3  # samples, else made-up inputs, on which an output must have one shape
 # The shape of what these give is decided by values: one run does not tell it.
 _BY_VALUE = {"NonMaxSuppression", "NonZero", "Unique", "Compress", "If", "Loop"}
 
@@ -45,9 +49,6 @@ class FixShapes(
     axes: dict[str, Size] = Field(default_factory=dict, description="sizes by the names of axes: {N: 1, T: 64}")
     inputs: dict[str, list[Size]] = Field(default_factory=dict, description="whole shapes by input: {image: [1, 3, 224, 224]}")
 
-    def splits(self) -> tuple[str, ...]:
-        return () if self.axes or self.inputs else self.data
-
     def run(self, model: Artifact, ctx: Context) -> Path:
         tools = registry.need("onnxruntime.tools.onnx_model_utils", "onnxruntime")
         sizes = self.sizes(model.signature, ctx)
@@ -60,7 +61,7 @@ class FixShapes(
         before = len(proto.graph.node)
         proto = slimmed(proto)
         path = ctx.folder / onnx_format.MAIN
-        _size_outputs(proto, path)
+        _size_outputs(proto, path, _feeds(onnx_format.signature_of(proto).after(model.signature), ctx))
         ctx.note("axes", sizes)
         ctx.note("nodes", [before, len(proto.graph.node)])
         return onnx_format.save(proto, path)
@@ -131,7 +132,20 @@ def _of_samples(signature: Signature, ctx: Context, names: list[str]) -> dict[st
     return {name: found.pop() for name, found in seen.items()}
 
 
-def _size_outputs(proto: ModelProto, path: Path) -> None:
+def _feeds(signature: Signature, ctx: Context) -> list[Feeds]:
+    """The first samples that have these sizes, as the model takes them; none while an axis is open."""
+    wanted = {spec.name: spec.shape for spec in signature.inputs}
+    if any(isinstance(size, str) for shape in wanted.values() for size in shape):
+        return []
+    found = []
+    for sample in (sample for split in ctx.data.values() for sample in islice(split, _SAMPLES)):
+        feeds = stack([sample], signature)
+        if all(array.shape == wanted[name] for name, array in feeds.items()):
+            found.append(feeds)
+    return found
+
+
+def _size_outputs(proto: ModelProto, path: Path, feeds: list[Feeds]) -> None:
     """Set the outputs' shapes: as they are inferred, else as runs give them, but for those that values decide.
 
     A model too large to be run out of memory is run from `path`.
@@ -142,13 +156,18 @@ def _size_outputs(proto: ModelProto, path: Path) -> None:
     known = onnx.shape_inference.infer_shapes(proto) if not large else proto
     signature, by_value = onnx_format.signature_of(proto), _decided_by_values(proto)
     all_fixed = all(isinstance(size, int) for spec in signature.inputs for size in spec.shape)
+    # Made-up whole numbers may be no token, rate or length that the model knows: that it refuses them says nothing of the sizes.
+    telling = bool(feeds) or not any(spec.dtype.startswith(("int", "uint")) for spec in signature.inputs)
+    run, results = None, list[Any]()
     try:
         run = onnx_format.runner_of(str(onnx_format.save(proto, path)) if large else proto.SerializeToString())
-        results = [run(onnx_format.examples(signature, seed)) for seed in range(_RUNS)] if all_fixed else []
+        if all_fixed:
+            results = [run(one) for one in feeds or [onnx_format.examples(signature, seed) for seed in range(_RUNS)]]
     except Exception as error:
-        raise StepError(
-            f"the model does not run at these sizes: {onnx_format.cause(error)}", remedy="choose sizes that the model was made for"
-        ) from error
+        if telling or run is None:
+            raise StepError(
+                f"the model does not run at these sizes: {onnx_format.cause(error)}", remedy="choose sizes that the model was made for"
+            ) from error
     for value, inferred in zip(proto.graph.output, known.graph.output, strict=True):
         shapes = {one[value.name].shape for one in results if value.name not in by_value}
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):

@@ -144,6 +144,35 @@ def test_sizes_that_the_model_cannot_take_are_said(tmp_path: Path) -> None:
         fixed(artifact(tmp_path, proto), tmp_path, axes={"N": 1, "T": 12})
 
 
+def tokens() -> onnx.ModelProto:
+    """Token ids that begin at 100, through an operator whose shapes only its runtime can tell."""
+    made = [
+        helper.make_node("Sub", ["ids", "first"], ["places"]),
+        helper.make_node("Gather", ["table", "places"], ["e"]),
+        helper.make_node("FusedMatMul", ["e", "w"], ["y"], domain="com.microsoft"),
+    ]
+    weights = [small.scalar_int("first", 100), small.weight("table", 10, 8), small.weight("w", 8, 4, seed=1)]
+    return small.model(
+        made, [small.value("ids", ["N", "T"], small.INT64)], [small.value("y", ["A", "B", 4])], weights, domains=["com.microsoft"]
+    )
+
+
+def test_a_model_that_knows_no_made_up_numbers_is_run_on_samples(tmp_path: Path) -> None:
+    made = artifact(tmp_path, tokens())
+    ids = [Sample({"ids": np.arange(100, 106) + index}) for index in range(3)]
+    for name, options in (("all", {}), ("named", {"axes": {"N": 2, "T": 6}})):
+        (tmp_path / name).mkdir()
+        assert shapes(fixed(made, tmp_path / name, ids, batch=2, **options)) == {"ids": (2, 6), "y": (2, 6, 4)}
+    (tmp_path / "without").mkdir()
+    path = fixed(made, tmp_path / "without", axes={"N": 1, "T": 6})
+    assert shapes(path) == {"ids": (1, 6), "y": ("A", "B", 4)}, "what nothing tells stays open"
+    (tmp_path / "other").mkdir()
+    assert shapes(fixed(made, tmp_path / "other", ids, axes={"N": 1, "T": 5}))["ids"] == (1, 5), "no sample has that size"
+    (tmp_path / "unknown").mkdir()
+    with pytest.raises(StepError, match="does not run at these sizes"):
+        fixed(made, tmp_path / "unknown", [Sample({"ids": np.arange(6)})])
+
+
 RECIPE = (
     walks.RECIPE.replace("fp32: []", "open: []\n  fixed: [fix-shapes]")
     .replace('["null"]', "[{extends: x86-onnxruntime, name: ort, batch: 4}, {extends: x86-openvino, name: ov, batch: 4}]")
