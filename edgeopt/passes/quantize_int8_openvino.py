@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
@@ -36,6 +36,8 @@ _ONNX_NAMES = {
     "Multiply": "Mul",
     "AvgPool": "AveragePool",
 }
+# Behind the name of a layer with a bias: the addition of the bias has the name itself, or that of an output.
+_WITHOUT = "/WithoutBiases"
 
 
 def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
@@ -58,7 +60,7 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
     nncf = engine.load()
     attention, found = _has_attention(exact), {operation.get_type_name() for operation in operations(exact)}
     recurrent = sorted(found & set(_RECURRENT))
-    kept = dict.fromkeys([*onnx_format.matching(options.keep, kinds(exact)), *miscomputed(exact)])
+    kept = dict.fromkeys([*named(options.keep, exact), *miscomputed(exact)])
     ignored = nncf.IgnoredScope(names=list(kept), types=recurrent)
     bias_samples = 0 if "If" in found else min(BIAS_SAMPLES, BIAS_BYTES // max(1, _layer_input_bytes(exact, calibration)))
 
@@ -147,9 +149,29 @@ def _quantized_weight(node: Any) -> bool:
 
 def kinds(model: openvino.Model) -> dict[str, str]:
     """Name to type of the layers that can be kept in float."""
-    skipped = ("Parameter", "Result", "Constant")
-    types = {one.get_friendly_name(): one.get_type_name() for one in model.get_ordered_ops() if one.get_type_name() not in skipped}
+    types = {name: found[0].get_type_name() for name, found in _layers(model).items()}
     return {name: _ONNX_NAMES.get(kind, kind) for name, kind in types.items()}
+
+
+def named(patterns: Sequence[str], model: openvino.Model) -> list[str]:
+    """The operations of the layers that some pattern names, by name or type. Raises UsageError for one that names nothing."""
+    layers = _layers(model)
+    wanted = onnx_format.matching([one.removesuffix(_WITHOUT) for one in patterns], kinds(model))
+    return [one.get_friendly_name() for name in wanted for one in layers[name]]
+
+
+def _layers(model: openvino.Model) -> dict[str, list[Any]]:
+    """The operations of each layer: itself, and the addition of its bias."""
+    found: dict[str, list[Any]] = {}
+    for one in model.get_ordered_ops():
+        if one.get_type_name() in ("Parameter", "Result", "Constant"):
+            continue
+        sources = [one.input_value(index).get_node() for index in range(one.get_input_size())]
+        layer = next((node.get_friendly_name() for node in sources if node.get_friendly_name().endswith(_WITHOUT)), "")
+        adds = one.get_type_name() == "Add" and any(node.get_type_name() == "Constant" for node in sources)
+        name: str = layer if layer and adds else one.get_friendly_name()
+        found.setdefault(name.removesuffix(_WITHOUT), []).append(one)
+    return found
 
 
 def miscomputed(model: openvino.Model) -> list[str]:

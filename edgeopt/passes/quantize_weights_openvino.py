@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import EdgeoptError, StepError
 from edgeopt.core.protocols import Context
-from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import openvino as openvino_format
 from edgeopt.passes import quantize_int8_nncf as engine
 from edgeopt.passes import quantize_int8_openvino as int8
@@ -27,7 +26,7 @@ def quantize(model: Artifact, options: QuantizeWeights, ctx: Context) -> Path:
     made = openvino_format.load(model.path)
     if int8.quantized_layers(made) or openvino_format.narrow_weights(made):
         raise StepError("the model is quantized already", remedy="leave quantize-weights out, or give the model before quantization")
-    kept = onnx_format.matching(options.keep, int8.kinds(made))
+    kept = int8.named(options.keep, made)
     calibration = Calibration(ctx, options.samples, judge=False) if options.by_data else None
     nncf = engine.load()
     with engine.without_torch():

@@ -156,6 +156,14 @@ def test_without_tune_the_last_of_calibrate_judge(tmp_path):
     assert notes["calibration_samples"] == 48
 
 
+@pytest.mark.parametrize("target", [X86, OPENVINO], ids=["onnxruntime", "openvino"])
+def test_a_layer_with_a_bias_that_is_kept_by_its_name_is_in_no_unit(tmp_path, target):
+    found, _ = engine(tmp_path, small.cnn(), target, keep=["conv1"])
+    assert {name.partition("/")[0] for name in found.layers} >= {"conv2", "head"}
+    assert not [name for name in found.layers if name.startswith("conv1")]
+    found.close()
+
+
 def test_layers_that_are_kept_are_no_units(tmp_path):
     found, _ = engine(tmp_path, small.cnn(), X86, keep=["head"])
     assert "head" not in found.layers and "conv1" in found.layers

@@ -24,7 +24,7 @@ from edgeopt.passes.convert_openvino import ConvertOpenvino
 from edgeopt.passes.import_onnx import ImportOnnx
 from edgeopt.passes.quantize_int8 import QuantizeInt8
 from edgeopt.passes.quantize_int8_onnx import flavour_of, quantized_layers, refuse_unsigned
-from edgeopt.passes.quantize_int8_openvino import kinds, operations
+from edgeopt.passes.quantize_int8_openvino import kinds, named, operations
 from edgeopt.passes.quantize_int8_ranges import _least_squares, find_ranges
 from edgeopt.passes.quantize_int8_samples import Calibration
 from edgeopt.runner import onnxruntime as runtime
@@ -199,6 +199,26 @@ def test_layers_under_keep_stay_float(tmp_path, target):
     with pytest.raises(UsageError, match="'conv9'"):
         quantize(tmp_path / "all", made, target, keep=["conv9"])
     assert path.exists()
+
+
+@pytest.mark.parametrize("target", [X86, OPENVINO], ids=lambda target: target["backend"])
+def test_a_layer_with_a_bias_is_kept_by_its_name(tmp_path, target):
+    """OpenVINO gives the name to the addition of the bias, and calls the layer otherwise."""
+    made = prepared(tmp_path, small.cnn(), target)
+    _, notes = quantize(tmp_path, made, target, keep=["conv1"])
+    found = notes["quantized_layers"]
+    assert found.get("Conv", 0) + found.get("Convolution", 0) == 1
+    _, notes = quantize(tmp_path, made, target, keep=["conv?"])
+    assert not {"Conv", "Convolution"} & set(notes["quantized_layers"])
+
+
+def test_additions_of_biases_are_no_layers_of_their_own(tmp_path):
+    made = prepared(tmp_path, small.cnn(), OPENVINO)
+    model = load_openvino(made.path)
+    assert kinds(model).items() >= {"conv1": "Conv", "conv2": "Conv", "add": "Add", "head": "MatMul"}.items()
+    assert named(["Add"], model) == ["add"] and "y" not in kinds(model)
+    assert set(named(["head"], model)) == {"head/WithoutBiases", "y"}
+    assert set(named(["conv1/WithoutBiases"], model)) == set(named(["conv1"], model)) == {"conv1", "conv1/WithoutBiases"}
 
 
 def test_names_of_onnx_layers_are_found_in_openvino(tmp_path):

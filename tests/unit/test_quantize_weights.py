@@ -126,6 +126,13 @@ def test_layers_under_keep_stay_float(tmp_path, target):
         quantize(tmp_path, made, target, keep=["heat"])
 
 
+def test_a_layer_with_a_bias_is_kept_by_its_name_in_openvino(tmp_path):
+    made = prepared(tmp_path, small.mlp(), OPENVINO)
+    path, notes = quantize(tmp_path, made, OPENVINO, keep=["first"])
+    assert notes["quantized_weights"] == {"MatMul, 8 bits": 1} and "first/WithoutBiases" in notes["kept"]
+    assert [name.partition("/")[0] for name in narrow_weights(load_openvino(path))] == ["second"]
+
+
 @TARGETS
 def test_what_has_no_weights_to_quantize_is_a_failed_step(tmp_path, target):
     relu = small.model([helper.make_node("Relu", ["x"], ["y"])], [small.value("x", ["N", 4])], [small.value("y", ["N", 4])])
