@@ -51,13 +51,20 @@ class Onnxruntime(Backend):
         return self.can_measure(target)
 
     def can_measure(self, target: Mapping[str, Any]) -> str:
-        provider = target.get("options", {}).get("provider", "cpu")
+        provider = _provider(target)
         if (reason := self.probe()) or provider == "cpu":
             return reason
         from edgeopt.runner import onnxruntime as runtime
         from edgeopt.runner import tensorrt_library
 
         return tensorrt_library.look("tensorrt").gpu or runtime.why_not(provider)
+
+    def contradiction(self, target: Mapping[str, Any]) -> str:
+        """A pass sees `int8` and no options: where the former lets U8 pass, TensorRT would load it and compute at half range."""
+        provider = _provider(target)
+        if provider == "cpu" or target.get("int8") == "s8s8":
+            return ""
+        return f"provider {provider} takes INT8 as symmetric S8 only, and this target says int8: {target.get('int8')} → write `int8: s8s8`"
 
     def refuses(self, execution: Mapping[str, str]) -> str:
         asked = execution.get("float", "f32")
@@ -75,7 +82,7 @@ class Onnxruntime(Backend):
 
         shutil.copytree(model.files, ctx.folder, dirs_exist_ok=True)
         main = ctx.folder / model.main
-        if ctx.target.get("arch") == "x86_64" and ctx.target.get("int8") != "s8s8":
+        if ctx.target.get("arch") == "x86_64" and ctx.target.get("int8") != "s8s8" and _provider(ctx.target) == "cpu":
             _retype(main)
         options = ctx.target.get("options", {})
         try:
@@ -83,6 +90,10 @@ class Onnxruntime(Backend):
         except Problem as problem:
             raise StepError(problem.cause, remedy=problem.remedy) from problem
         return main
+
+
+def _provider(target: Mapping[str, Any]) -> str:
+    return str(target.get("options", {}).get("provider", "cpu"))
 
 
 def _retype(main: Path) -> None:

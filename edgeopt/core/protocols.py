@@ -319,6 +319,10 @@ class Backend:
         """What keeps a model file from compiling for the target or from running right there, without compiling it."""
         return []
 
+    def contradiction(self, target: Mapping[str, Any]) -> str:
+        """Why fields of a target do not go together here, as `cause → what to do`, or an empty string. A target with one is not read."""
+        return ""
+
     def compile(self, model: Artifact, ctx: Context) -> Path:
         """Write the deployable files below `ctx.folder` and return the main one."""
         raise NotImplementedError

@@ -103,4 +103,7 @@ def parse(document: Document) -> Target:
         backend.Options.model_validate(target.options)
     except ValidationError as error:
         raise RecipeErrors(problems_of(error, document, backend.Options, ("options",))) from None
+    cause, _, remedy = backend().contradiction(target.model_dump(mode="json")).partition(" → ")
+    if cause:
+        raise UsageError(cause, place=document.place(("options",)), remedy=remedy)
     return target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -12,9 +13,15 @@ import pytest
 import small_onnx as small
 from onnx import helper
 
+from edgeopt.backends import onnxruntime as backend
 from edgeopt.backends.onnxruntime import Onnxruntime
 from edgeopt.cli import call
 from edgeopt.core import target
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.errors import UsageError
+from edgeopt.core.places import read_yaml
+from edgeopt.core.protocols import Context
+from edgeopt.formats.onnx import Onnx
 from edgeopt.runner import Problem, tensorrt_library
 from edgeopt.runner import onnxruntime as runtime
 
@@ -31,6 +38,37 @@ def test_each_provider_has_a_target_that_says_why_it_is_not_here(name: str, prov
     if reason := runtime.why_not(provider):
         assert reason.startswith(f"this onnxruntime has no provider for {provider}: pip") and Onnxruntime().can_measure(fields) == reason
     assert not Onnxruntime().can_measure({**fields, "options": {}})
+
+
+@pytest.mark.parametrize("int8", ["", ", int8: any", ", int8: u8s8"])
+@pytest.mark.parametrize("provider", TARGETS.values())
+def test_a_target_for_a_gpu_that_lets_u8_pass_is_not_read(tmp_path: Path, provider: str, int8: str) -> None:
+    def read(fields: str) -> target.Target:
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"{{extends: x86-onnxruntime, name: mine{fields}, options: {{provider: {provider}}}}}")
+        return target.extend(read_yaml(path), tmp_path)
+
+    with pytest.raises(UsageError, match=f"provider {provider} takes INT8 as symmetric S8 only") as caught:
+        read(int8)
+    assert caught.value.remedy == "write `int8: s8s8`" and caught.value.place is not None
+    assert read(", int8: s8s8").int8 == "s8s8"
+
+
+def test_a_gpu_gets_activations_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even from a target that nobody checked."""
+    retyped: list[Path] = []
+    monkeypatch.setattr(backend, "_retype", retyped.append)
+    monkeypatch.setattr(Onnxruntime, "can_build", lambda self, fields: "")
+    monkeypatch.setattr(runtime, "open", lambda *_, **__: io.BytesIO())
+    small.write(small.mlp(), tmp_path)
+    signature = Onnx().signature(tmp_path / "model.onnx")
+    (tmp_path / "at-rest" / "files").mkdir(parents=True)
+    (tmp_path / "model.onnx").rename(tmp_path / "at-rest" / "files" / "model.onnx")
+    model = Artifact(tmp_path / "at-rest", "onnx", "model.onnx", "", "", 0, signature)
+    for number, provider in enumerate(["cpu", *TARGETS.values()]):
+        fields = {"arch": "x86_64", "int8": "u8s8", "options": {"provider": provider}}
+        Onnxruntime().compile(model, Context(tmp_path / str(number), target=fields))
+    assert [path.parent.name for path in retyped] == ["0"]
 
 
 def test_a_session_never_opens_on_the_cpu_in_place_of_the_provider(tmp_path: Path) -> None:
