@@ -183,6 +183,10 @@ class Pass(Options):
         """The doors that it uses with these options: `uses`, or fewer."""
         return self.uses
 
+    def here(self, target: Mapping[str, Any]) -> str:
+        """What of this machine decides the result for such a target, in words that are part of the key; empty where nothing does."""
+        return ""
+
     def gives(self, before: Signature) -> Signature | None:
         """The signature that the result must have, or None where it may be any other."""
         return before

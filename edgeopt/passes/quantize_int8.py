@@ -108,8 +108,15 @@ class QuantizeInt8(
         """Whether weights lose a bit, and why: x86 without VNNI adds up products of U8 and S8 in 16 bits."""
         if self.reduce_range != "auto":
             return self.reduce_range, ""
+        return (why := self.here(target)) != "", why
+
+    def here(self, target: Mapping[str, Any]) -> str:
+        """Whether this machine lacks VNNI, where that matters."""
+        from edgeopt.passes.quantize_int8_onnx import flavour_of
+
+        rounds_to_u8 = target.get("backend") == "openvino" or flavour_of(target) == "u8s8"
+        if self.reduce_range != "auto" or target.get("arch") != "x86_64" or not rounds_to_u8:
+            return ""
         facts = machine.fingerprint()
-        lacking = not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(facts["isa"])
-        if lacking and target.get("arch") == "x86_64" and facts["arch"] == "x86_64":
-            return True, "this CPU has no VNNI"
-        return False, ""
+        lacking = facts["arch"] == "x86_64" and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(facts["isa"])
+        return "this CPU has no VNNI" if lacking else ""

@@ -203,6 +203,8 @@ class _Planner:
             parts["scores"] = self.scores_digest
         if {"measure", "machine"} & set(made.doors()):
             parts["machine"] = machine.fingerprint()["id"]
+        elif found := made.here(parts["target"]):
+            parts["machine"] = found
         makes = cls.produces or (self.steps[before].makes if before else "")
         return self._add("pass", name, parts["options"], before, parts, makes, target)
 

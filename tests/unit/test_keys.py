@@ -83,6 +83,31 @@ def test_what_is_timed_belongs_to_this_machine(base, monkeypatch):
     assert key(base, "{prune-channels: {latency: 0.5}}") != timed
 
 
+@pytest.mark.parametrize(
+    ("passes", "target", "parted"),
+    [
+        ("quantize-int8", "x86-onnxruntime", True),
+        ("quantize-int8", "x86-openvino", True),
+        ("{quantize-int8: {reduce_range: false}}", "x86-onnxruntime", False),
+        ("quantize-int8", "rtx-ada", False),
+        ("quantize-int8", "cuda-onnxruntime", False),
+    ],
+)
+def test_keys_part_machines_with_vnni_from_those_without_where_it_decides(base, monkeypatch, passes, target, parted):
+    def key_on(number, *isa):
+        facts = {**here, "id": str(number), "arch": "x86_64", "isa": ["avx2", *isa]}
+        monkeypatch.setattr(machine, "fingerprint", lambda: facts)
+        (base / "recipe.yaml").write_text(RECIPE.replace("PASSES", passes).replace('"null"', target))
+        made = plan(recipe.load(base / "recipe.yaml"), Store(base / "store"))
+        row = next(row for row in made.rows if row.variant == "it")
+        return next(key for key in row.steps if made.steps[key].plug == "quantize-int8")
+
+    here = machine.fingerprint()
+    assert key_on(1, "avx512_vnni") == key_on(2, "avx_vnni", "amx_int8")
+    assert key_on(3) == key_on(4, "avx512f")
+    assert (key_on(1, "avx512_vnni") != key_on(3)) == parted
+
+
 def test_where_the_recipe_and_the_environment_lie_is_in_no_key(tmp_path):
     named = []
     for place in ("here/recipes", "there/deep/recipes"):
