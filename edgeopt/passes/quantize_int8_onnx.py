@@ -17,7 +17,7 @@ from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import EdgeoptError, StepError
 from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
-from edgeopt.passes.quantize_int8_ranges import find_ranges
+from edgeopt.passes.quantize_int8_ranges import find_ranges, without_range
 from edgeopt.passes.quantize_int8_samples import Calibration
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class Quantizer:
         with quiet():
             try:
                 self.prepared = prepare(proto, self.folder, model, self.kept, ctx)
-                self.ranges = find_ranges(self.prepared, _TYPES[kinds[0]], calibration, methods, self.folder)
+                self.ranges, none = find_ranges(self.prepared, _TYPES[kinds[0]], calibration, methods, self.folder)
+                self.rangeless = without_range(onnx_format.load(self.prepared).graph, none, _TYPES["plain"])
                 candidates: dict[Settings, Callable[[], ModelProto]] = {
                     Settings(kind, method): partial(self._build, kind, method) for kind in kinds for method in methods
                 }
@@ -106,6 +107,7 @@ class Quantizer:
             "chosen": choice.title,
             "tried_db": choice.tried_db,
             "reduce_range": why,
+            "kept_without_range": self.rangeless,
         }
         for name, value in notes.items():
             if value:
@@ -129,7 +131,7 @@ class Quantizer:
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
         original = onnx_format.load(self.prepared)
-        symmetric = self.flavour == "s8s8"
+        symmetric, floats = self.flavour == "s8s8", {*self.kept, *self.rangeless, *excluded}
         # TensorRT reads biases only as float; it and every S8 kernel want zero points of 0.
         extra: dict[str, Any] = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
         extra |= {"QDQKeepRemovableActivations": keep_activations, "TensorQuantOverrides": _whole_weights(original.graph)}
@@ -141,7 +143,7 @@ class Quantizer:
             QuantType.QInt8 if symmetric else QuantType.QUInt8,
             TensorsData(CalibrationMethod.MinMax, dict(self.ranges[method])),
             [],
-            [node.name for node in original.graph.node if node.name in {*self.kept, *excluded} or _unquantizable(node)],
+            [node.name for node in original.graph.node if node.name in floats or _unquantizable(node)],
             list(_TYPES[kind]),
             extra,
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeopt.core.errors import StepError
 from edgeopt.passes.quantize_int8_samples import Calibration
 
 if TYPE_CHECKING:
     import numpy as np
+    from onnx import GraphProto
 
     Feeds = dict[str, np.ndarray[Any, Any]]
     Ranges = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
@@ -30,8 +32,17 @@ class _Once:
         return feeds
 
 
-def find_ranges(model: Path, types: Sequence[str], calibration: Calibration, methods: list[str], folder: Path) -> dict[str, Ranges]:
-    """Each method's ranges of all activations, from one batch at a time.
+class Found(NamedTuple):
+    """Ranges by method and activation; `none` names the activations that have none: infinite on some sample, or empty on all."""
+
+    ranges: dict[str, Ranges]
+    none: set[str]
+
+
+def find_ranges(model: Path, types: Sequence[str], calibration: Calibration, methods: list[str], folder: Path) -> Found:
+    """Each method's ranges of all activations, from one batch at a time. Raises StepError where one is NaN.
+
+    Infinity is no fault: masks of attention are made of it. An empty tensor (what a suppression kept of nothing) sets no range.
 
     onnxruntime's own loop keeps the outputs of all samples, and with `CalibMaxIntermediateOutputs` it forgets
     all but the last ones (1.32). Histograms are laid over the extremes found first: so each batch
@@ -52,27 +63,45 @@ def find_ranges(model: Path, types: Sequence[str], calibration: Calibration, met
     low: dict[str, Any] = {}
     high: dict[str, Any] = {}
     sums: dict[str, Any] = {}
-    batches = 0
+    seen: Counter[str] = Counter()
+    infinite: set[str] = set()
     for feeds in calibration:
         calibrator.calibrate_tensors_range = None
         calibrator.collect_data(_Once(feeds))
         for name, one in calibrator.calibrate_tensors_range.data.items():
             least, most = one.range_value
-            if not (np.isfinite(least).all() and np.isfinite(most).all()):
-                raise StepError(f"calibration: '{name}' is NaN or infinite", remedy="look at the calibration data and the model")
+            if np.isnan(least).any() or np.isnan(most).any():
+                raise StepError(f"calibration: '{name}' is NaN", remedy="look at the calibration data and the model")
             low[name], high[name] = np.minimum(low.get(name, least), least), np.maximum(high.get(name, most), most)
+            if (least > most).any():  # the extremes of nothing
+                continue
+            if np.isinf(least).any() or np.isinf(most).any():
+                infinite.add(name)
+                continue
+            seen[name] += 1
             sums[name] = sums.get(name, 0) + np.stack([least, most]).astype(np.float64)
-        batches += 1
-    extremes = {name: (low[name], high[name]) for name in low}
+    none = {name for name in low if name in infinite or not seen[name]}
+    extremes = {name: (low[name], high[name]) for name in low if name not in none}
     found: dict[str, Ranges] = {}
     for method in methods:
         if method == "minmax":
             found[method] = extremes
         elif method == "mean-minmax":
-            found[method] = {name: tuple((sums[name] / batches).astype(low[name].dtype)) for name in low}
+            found[method] = {name: tuple((sums[name] / seen[name]).astype(low[name].dtype)) for name in extremes}
         else:
             found[method] = _from_histograms(model, types, calibration, method, extremes, folder)
-    return found
+    return Found(found, none)
+
+
+def without_range(graph: GraphProto, none: set[str], types: Sequence[str]) -> list[str]:
+    """Nodes of these types that cannot be quantized: one of their tensors has no range, or is stored with infinity in it."""
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    real = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    stored = [one for one in graph.initializer if one.data_type in real and not np.isfinite(numpy_helper.to_array(one)).all()]
+    tensors = none | {one.name for one in stored}
+    return [node.name for node in graph.node if node.op_type in types and not tensors.isdisjoint([*node.input, *node.output])]
 
 
 def _from_histograms(model: Path, types: Sequence[str], calibration: Calibration, method: str, extremes: Ranges, folder: Path) -> Ranges:
@@ -97,7 +126,7 @@ def _from_histograms(model: Path, types: Sequence[str], calibration: Calibration
         reach = np.maximum(abs(least), abs(most))
         counts, edges = np.histogram(np.zeros(0, least.dtype), _BINS[method], range=(-reach, reach))
         collector.histogram_dict[name] = (counts, edges.astype(least.dtype), least, most, reach)
-    calibrator.collector = collector
+    calibrator.collector, calibrator.tensors_to_calibrate = collector, set(extremes)
     for feeds in calibration:
         calibrator.collect_data(_Once(feeds))
     if method == "mse":

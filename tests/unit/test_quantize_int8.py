@@ -331,7 +331,7 @@ def test_streamed_ranges_are_those_of_all_samples_at_once(tmp_path, method):
 
     made = imported(tmp_path, fixed_cnn())
     types = ["Conv", "Gemm", "Add", "Relu"]
-    streamed = find_ranges(made.path, types, calibration(made.signature), [method], tmp_path)[method]
+    streamed = find_ranges(made.path, types, calibration(made.signature), [method], tmp_path).ranges[method]
 
     class All:
         feeds = iter([stack([sample], made.signature) for sample in samples(made.signature, 40)])
@@ -408,10 +408,74 @@ def test_progress_is_told(tmp_path):
     assert told[-1][:2] == (32, 32)
 
 
+def masked_attention(folder, stored):
+    """torch's own attention as it is exported: where the mask is false, minus infinity is added to the scores."""
+    import torch
+
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = torch.nn.Linear(16, 48), torch.nn.Linear(16, 4)
+            self.register_buffer("causal", torch.ones(6, 6, dtype=torch.bool).tril())
+
+        def forward(self, x):
+            q, k, v = (one.reshape(-1, 6, 2, 8).transpose(1, 2) for one in self.qkv(x).chunk(3, dim=-1))
+            positive = torch.cat([torch.ones_like(x[:, :1, 0], dtype=torch.bool), x[:, 1:, 0] > 0], dim=1)
+            mask = self.causal if stored else positive[:, None, None, :]
+            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return self.out(mixed.transpose(1, 2).reshape(-1, 6, 16))
+
+    torch.manual_seed(0)
+    path, names = folder / "exported.onnx", {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "N"}, "y": {0: "N"}}}
+    torch.onnx.export(Attention().eval(), (torch.randn(2, 6, 16),), str(path), dynamo=False, opset_version=17, **names)
+    return onnx.load(path)
+
+
+@pytest.mark.parametrize("calibration", ["auto", "entropy", "mse"])
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "computed"])
+def test_a_mask_of_infinity_leaves_only_what_it_touches_in_float(tmp_path, stored, calibration):
+    made = imported(tmp_path, masked_attention(tmp_path, stored))
+    path, notes = quantize(tmp_path, made, X86, model_type="plain", calibration=calibration)
+    assert [name for name in notes["kept_without_range"] if "Add" in name]
+    assert notes["quantized_layers"]["MatMul"] == 4 and decibels(made, path) > 15
+
+
+def rows_that_are_chosen(least):
+    """A layer on those rows of the input that begin with more than `least`: with one sample, often on none."""
+    nodes = [
+        helper.make_node("Gather", ["x", "first"], ["lead"], name="lead", axis=1),
+        helper.make_node("Greater", ["lead", "least"], ["chosen"], name="greater"),
+        helper.make_node("Compress", ["x", "chosen"], ["some"], name="choose", axis=0),
+        helper.make_node("MatMul", ["some", "w"], ["h"], name="of_some"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("ReduceSum", ["r", "rows"], ["sum"], name="sum", keepdims=1),
+        helper.make_node("MatMul", ["x", "v"], ["g"], name="of_all"),
+        helper.make_node("Add", ["g", "sum"], ["y"], name="add"),
+    ]
+    weights = [small.weight("w", 8, 4), small.weight("v", 8, 4, seed=1), small.ints("rows", 0)]
+    weights += [numpy_helper.from_array(np.array(0, np.int64), "first"), numpy_helper.from_array(np.array(least, np.float32), "least")]
+    return small.model(nodes, [small.value("x", ["N", 8])], [small.value("y", ["N", 4])], weights)
+
+
+@pytest.mark.parametrize("calibration", ["minmax", "mean-minmax", "percentile", "entropy", "mse"])
+def test_a_tensor_that_is_empty_on_some_samples_gets_the_range_of_the_others(tmp_path, calibration):
+    made = imported(tmp_path, rows_that_are_chosen(0.0))
+    path, notes = quantize(tmp_path, made, X86, calibration=calibration)
+    assert "kept_without_range" not in notes and notes["quantized_layers"]["MatMul"] == notes["quantized_layers"]["Gemm"] == 1
+    assert decibels(made, path) > (8 if calibration == "mean-minmax" else 15)
+
+
+def test_a_layer_that_never_sees_anything_stays_float(tmp_path):
+    made = imported(tmp_path, rows_that_are_chosen(1e9))
+    path, notes = quantize(tmp_path, made, X86)
+    assert set(notes["kept_without_range"]) == {"of_some", "relu"} and "MatMul" not in notes["quantized_layers"]
+    assert decibels(made, path) > 15
+
+
 def test_a_model_that_makes_nan_is_a_failed_step(tmp_path):
     nodes = [helper.make_node("Log", ["x"], ["l"]), helper.make_node("MatMul", ["l", "w"], ["y"])]
     proto = small.model(nodes, [small.value("x", ["N", 8])], [small.value("y", ["N", 4])], [small.weight("w", 8, 4)])
-    with pytest.raises(StepError, match="NaN or infinite"):
+    with pytest.raises(StepError, match="is NaN"):
         quantize(tmp_path, imported(tmp_path, proto), X86)
 
 
