@@ -37,7 +37,7 @@ _BETWEEN = (
     *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Resize", "Pad", "Split", "Slice"),
 )
 _TYPES = {"plain": (*WEIGHTED, *_BETWEEN), "transformer": WEIGHTED}
-_PER_CHANNEL_OPSET, _LEAST_OPSET = 13, 10
+_PER_CHANNEL_OPSET, _LEAST_OPSET, _HALF_OPSET = 13, 10, 19
 
 
 def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
@@ -80,6 +80,7 @@ class Quantizer:
         proto = onnx_format.load(model.path)
         self.kept = onnx_format.matching(options.keep, {node.name: node.op_type for node in proto.graph.node})
         refuse(proto)
+        proto = _raised(proto, self.kept)
         kinds = [options.model_type] if options.model_type != "auto" else ["plain", "transformer"] if has_attention(proto) else ["plain"]
         methods: list[str] = [options.calibration] if options.calibration != "auto" else ["minmax", "mean-minmax"]
         self.reduce, why = options.reduced(ctx.target) if self.flavour == "u8s8" else (False, "")
@@ -181,6 +182,25 @@ def refuse(proto: ModelProto) -> None:
         raise StepError(
             f"the model has opset {onnx_format.opset(proto)}, and quantization needs {_LEAST_OPSET}", remedy="export it with a newer opset"
         )
+
+
+def _raised(proto: ModelProto, kept: Collection[str]) -> ModelProto:
+    """The model in operators whose Q/DQ pairs take float16, where layers have such weights. Raises StepError where it cannot be."""
+    from onnx import TensorProto, version_converter
+
+    half = {name for name, one in onnx_format.constants(proto.graph).items() if one.data_type == TensorProto.FLOAT16}
+    layers = [node for node in proto.graph.node if node.op_type in WEIGHTED and node.name not in kept]
+    if onnx_format.opset(proto) >= _HALF_OPSET or not any(half.intersection(node.input) for node in layers):
+        return proto
+    with contextlib.suppress(Exception):  # the converter knows not every operator, and says so in ways of its own
+        made: ModelProto = version_converter.convert_version(proto, _HALF_OPSET)
+        onnx_format.runner_of(made.SerializeToString())
+        if onnx_format.signature_of(made) == onnx_format.signature_of(proto):
+            return made
+    raise StepError(
+        f"the model is float16 at opset {onnx_format.opset(proto)}, and only from {_HALF_OPSET} on can float16 be quantized",
+        remedy="put quantize-int8 before cast-fp16, or export the model anew, at opset 19 or later",
+    )
 
 
 def _whole_weights(graph: GraphProto) -> dict[str, list[dict[str, Any]]]:

@@ -9,6 +9,7 @@ import weakref
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import pytest
 import small_onnx as small
 from onnx import TensorProto, helper, numpy_helper
@@ -20,6 +21,7 @@ from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats.onnx import Onnx, examples, load
 from edgeopt.formats.openvino import Openvino
 from edgeopt.formats.openvino import load as load_openvino
+from edgeopt.passes.cast_fp16 import CastFp16
 from edgeopt.passes.convert_openvino import ConvertOpenvino
 from edgeopt.passes.import_onnx import ImportOnnx
 from edgeopt.passes.quantize_int8 import QuantizeInt8
@@ -538,6 +540,41 @@ def test_transposed_convolutions_in_groups_stay_float_in_onnxruntime(tmp_path):
     made = imported(tmp_path, small.transposed_in_groups())
     path, notes = quantize(tmp_path, made, X86)
     assert notes["quantized_layers"] == {"Conv": 1} and decibels(made, path) > 20
+
+
+def half(folder, proto):
+    """What cast-fp16 makes of it, at rest."""
+    made = imported(folder, proto)
+    files = folder / "half" / "files"
+    files.mkdir(parents=True)
+    path = CastFp16().run(made, Context(files))
+    return Artifact(folder / "half", "onnx", path.name, "", "", 0, Onnx().signature(path))
+
+
+@pytest.mark.parametrize("target", [X86, TENSORRT], ids=lambda target: target["backend"])
+@pytest.mark.parametrize("opset", [13, 17, 19])
+@pytest.mark.parametrize("make", [small.cnn, small.mlp])
+def test_float16_models_are_raised_to_an_opset_that_quantizes_them(tmp_path, make, opset, target):
+    made = half(tmp_path, make(opset=opset))
+    assert any(tensor.data_type == TensorProto.FLOAT16 for tensor in load(made.path).graph.initializer)
+    path, notes = quantize(tmp_path, made, target)
+    assert onnx_format.opset(load(path)) == 19 and notes["quantized_layers"]
+    assert decibels(made, path) > 15
+    with contextlib.closing(runtime.open(path, threads=1, requests=1, options={}, execution={"float": "f32"})) as session:
+        session.load(examples(made.signature, 1, {"N": 1}))
+        session.start()
+        assert np.isfinite(session.read()["y"]).all()
+
+
+def test_a_float16_model_that_cannot_be_raised_is_told_what_to_do(tmp_path, monkeypatch):
+    def fails(model, version):
+        raise RuntimeError("no adapter")
+
+    made = half(tmp_path, small.mlp())
+    monkeypatch.setattr(onnx.version_converter, "convert_version", fails)
+    with pytest.raises(StepError, match="float16 at opset 17, and only from 19 on") as caught:
+        quantize(tmp_path, made, X86)
+    assert "quantize-int8 before cast-fp16" in caught.value.remedy
 
 
 def test_a_model_that_is_quantized_as_it_runs_is_quantized_already(tmp_path):
