@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from edgeopt.core import machine
 from edgeopt.core.artifact import Artifact
@@ -60,6 +60,13 @@ class QuantizeInt8(
     reduce_range: Literal["auto"] | bool = Field(
         default="auto", description="weights of 7 bits, against overflow on x86 without VNNI; auto: where this machine is one"
     )
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _of_torch(cls, engine: Any) -> Any:
+        if engine == "modelopt":
+            raise ValueError("modelopt quantizes torch models, and these are exported already → write `train-int8: {epochs: 0}` instead")
+        return engine
 
     def run(self, model: Artifact, ctx: Context) -> Path:
         engine = self.engine_of(model.format)

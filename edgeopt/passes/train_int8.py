@@ -14,6 +14,7 @@ from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import torch as torch_format
 from edgeopt.passes.fine_tune_loop import Training
 from edgeopt.passes.fine_tune_options import TrainingOptions
+from edgeopt.passes.quantize_int8_samples import FEWEST
 
 if TYPE_CHECKING:
     pass
@@ -41,7 +42,7 @@ class TrainInt8(
 
     epochs: int = Field(default=3, ge=0, description="0 finds ranges and trains nothing")
     lr: float = Field(default=1e-4, gt=0, description="learning rate at the start")
-    samples: int = Field(default=256, ge=1, description="at most so many calibration samples set ranges")
+    samples: int = Field(default=256, ge=FEWEST, description="at most so many calibration samples set ranges")
     keep: list[str] = Field(default_factory=list, description="names or patterns of layers that stay float: head, blocks.0.*")
 
     def splits(self) -> tuple[str, ...]:

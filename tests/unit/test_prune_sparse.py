@@ -93,6 +93,14 @@ def test_two_of_four_inputs_go_in_layers_that_have_sparse_kernels(base, tmp_path
 
 
 @needs_modelopt
+def test_too_few_samples_choose_no_weights(base, tmp_path):
+    artifact = small.imported(base, tmp_path / "whole", "Embedded", inputs=TOKENS)
+    ctx = small.context(tmp_path / "pruned", base, data=data(artifact, count=7))
+    with pytest.raises(UsageError, match="sparsegpt needs at least 8 calibration samples, and there are 7"):
+        Prune24(method="sparsegpt").run(artifact, ctx)
+
+
+@needs_modelopt
 def test_data_decide_where_inputs_differ(base, tmp_path):
     """Inputs that are always zero carry nothing, however large their weights."""
     artifact = small.imported(base, tmp_path / "whole", "Embedded", inputs=TOKENS)

@@ -176,6 +176,12 @@ def test_an_unknown_name_is_told_where_it_stands_and_what_was_meant(old: str, ne
             "choose a value in that range",
         ),
         (
+            "[fine-tune]",
+            "[{quantize-int8: {engine: modelopt}}]",
+            "10:28: variants.tuned[0].quantize-int8.engine: modelopt quantizes torch models, and these are exported already",
+            "write `train-int8: {epochs: 0}` instead",
+        ),
+        (
             "onnx: model.onnx",
             TORCH.replace("4]", "-4]"),
             "4:56: model.torch.inputs.x.shape[1] should be above 0, not -4",

@@ -191,6 +191,13 @@ def test_layers_under_keep_stay_float(base, tmp_path):
         quantize(artifact, tmp_path / "none", base, train=False, epochs=0, keep=["*"])
 
 
+def test_too_few_samples_set_no_ranges(base, tmp_path):
+    artifact = small.imported(base, tmp_path / "whole")
+    data = {"calibrate": Split("calibrate", lambda: samples(artifact.signature, 7, 0), artifact.signature)}
+    with pytest.raises(UsageError, match="at least 8 calibration samples, and there are 7"):
+        TrainInt8(epochs=0).run(artifact, small.context(tmp_path / "int8", base, data=data))
+
+
 def test_a_layer_that_sees_only_zeros_stays_float(base, tmp_path):
     artifact = small.imported(base, tmp_path / "whole")
     module = torch_format.load(artifact.path)
