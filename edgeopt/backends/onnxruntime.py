@@ -66,6 +66,9 @@ class Onnxruntime(Backend):
             return ""
         return f"provider {provider} takes INT8 as symmetric S8 only, and this target says int8: {target.get('int8')} → write `int8: s8s8`"
 
+    def on_gpu(self, target: Mapping[str, Any]) -> bool:
+        return _provider(target) != "cpu"
+
     def refuses(self, execution: Mapping[str, str]) -> str:
         asked = execution.get("float", "f32")
         if asked in self.executions:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,10 @@ from edgeopt.core import digest
 from edgeopt.core.artifact import Artifact, TensorSpec
 from edgeopt.core.errors import EdgeoptError, MissingError, ResourceError, StepError, UnfitError, UsageError
 from edgeopt.core.protocols import Backend, Context, Finding, Options
-from edgeopt.core.store import default_root
+from edgeopt.core.store import Store
+
+if TYPE_CHECKING:
+    from edgeopt.runner import tensorrt_library as library
 
 PLAN, ENGINE, RECORD, VERDICT = "build-plan.json", "engine.plan", "build.json", "check.json"
 _KINDS: dict[str, type[EdgeoptError]] = {"usage": UsageError, "missing": MissingError, "resource": ResourceError}
@@ -84,7 +87,13 @@ class Tensorrt(Backend):
     def can_build(self, target: Mapping[str, Any]) -> str:
         from edgeopt.runner import tensorrt_library as library
 
-        return "" if target.get("compile_on") == "device" else library.why_not_build(_options(target).product)
+        if target.get("compile_on") == "device":
+            return ""
+        options = _options(target)
+        if reason := library.why_not_build(options.product):
+            return reason  # TensorRT builds for the GPU it finds, RTX for those it is told
+        bound = options.product == "tensorrt" and options.hardware_compatibility != "ampere_plus"
+        return _other_gpu(options, library.look(options.product)) if bound else ""
 
     def can_measure(self, target: Mapping[str, Any]) -> str:
         from edgeopt.runner import tensorrt_library as library
@@ -92,10 +101,13 @@ class Tensorrt(Backend):
         if target.get("compile_on") == "device":
             return "it is compiled on the device: python -m edgeopt.runner build BUNDLE"
         options = _options(target)
-        if reason := library.why_not_run(options.product):
-            return reason
-        here, wanted = [gpu["compute_capability"] for gpu in library.look(options.product).gpus], options.compute_capabilities
-        return "" if not wanted or here[0] in wanted else f"the GPU here is {here[0]}, the target is {' or '.join(wanted)}"
+        return library.why_not_run(options.product) or _other_gpu(options, library.look(options.product))
+
+    def on_gpu(self, target: Mapping[str, Any]) -> bool:
+        return True
+
+    def bound_to_gpu(self, target: Mapping[str, Any]) -> bool:
+        return target.get("compile_on") != "device" and _options(target).product == "tensorrt"
 
     def refuses(self, execution: Mapping[str, str]) -> str:
         asked = execution.get("float", "f32")
@@ -125,6 +137,12 @@ class Tensorrt(Backend):
 
 def _options(target: Mapping[str, Any]) -> TensorrtOptions:
     return TensorrtOptions.model_validate(dict(target.get("options", {})))
+
+
+def _other_gpu(options: TensorrtOptions, here: library.Finding) -> str:
+    """Why the GPU here is none that the target is for, or an empty string."""
+    wanted, found = options.compute_capabilities, here.gpus[0]["compute_capability"]
+    return "" if not wanted or found in wanted else f"the GPU here is {found}, the target is {' or '.join(wanted)}"
 
 
 def build_plan(model: Artifact, batch: int, options: TensorrtOptions) -> dict[str, Any]:
@@ -164,7 +182,7 @@ def _build(model: Artifact, plan: dict[str, Any], options: TensorrtOptions, ctx:
     found = library.look(options.product)
     gpu = found.gpus[0] if found.gpus else None
     main = ctx.folder / ENGINE
-    cache = default_root() / "tensorrt" / f"{options.product}-{found.version}-{gpu['name'].replace(' ', '-')}.timing" if gpu else None
+    cache = Store().path("timings", digest.of_value([options.product, found.version, gpu])) / "tensorrt.timing" if gpu else None
     request = {**plan, "do": "build", "model": str(model.path), "engine": str(main), "timing_cache": str(cache) if cache else None}
     try:
         made = tensorrt_engine.ask(request, options.build_limit_s)

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.backends import tensorrt_check_nodes, tensorrt_check_quantization
 from edgeopt.backends.tensorrt_check_scopes import scopes
 from edgeopt.core import registry
-from edgeopt.core.errors import StepError
+from edgeopt.core.errors import StepError, UsageError
 from edgeopt.core.protocols import Finding, Level
 from edgeopt.formats import onnx as onnx_format
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-# Protobuf's own end; a larger model keeps its weights in a second file.
-LARGEST_PROTOBUF = 2**31 - 1
 PARSER_LIMIT_S = 300
 
 
@@ -39,9 +37,10 @@ def check(path: Path, target: Mapping[str, Any]) -> list[Finding]:
 
 def read(path: Path, target: Mapping[str, Any]) -> list[Finding]:
     """Layer A. `target` holds a target's fields; of its options `product`, `compute_capabilities` and `profiles` count."""
-    if path.stat().st_size > LARGEST_PROTOBUF:
-        remedy = "save it with its weights beside it: onnx.save_model(model, path, save_as_external_data=True)"
-        return [Finding("A", "error", path.name, "the file is over 2 GB, which no protobuf may be", remedy)]
+    try:
+        onnx_format.refuse_oversize(path)
+    except UsageError as error:
+        return [Finding("A", "error", path.name, error.cause, error.remedy)]
     onnx = registry.need("onnx", "all")
     try:
         model = onnx_format.load(path, weights=False)

@@ -67,14 +67,16 @@ def axes(given: tuple[str, ...]) -> dict[str, int]:
 def _words(report: Report, model: Path, output: Path | None) -> str:
     from rich.markup import escape
 
+    from edgeopt.stages.numbers import threads
+
     parts = [f"[bold]{escape(model.name)}[/] on {escape(str(report.machine.get('cpu', 'this machine')))}"]
     for target in report.targets:
         row = next((row for row in report.rows if row.target == target.name), None)
         if row is not None:
-            threads = f"{target.threads} thread{'s' if target.threads != 1 else ''}"
+            on = threads(target.backend, target.threads)
             parts += [
                 "",
-                f"[bold]{escape(target.name)}[/] ({target.backend}, {threads}, batch {target.batch}, {target.scenario})",
+                f"[bold]{escape(target.name)}[/] ({target.backend}, {on}batch {target.batch}, {target.scenario})",
                 *_row(row, target),
             ]
     parts += ["", *(f"exit {report.exit_code}: {escape(reason)}" for reason in report.exit_reasons)]

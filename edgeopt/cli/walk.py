@@ -197,14 +197,15 @@ def judged_answer(report: Report, folder: Path) -> Answer:
 
 def _steps(plan: Plan, stored: set[str], output: Path | None) -> str:
     """Each row's steps in order; what is in the store is said to be so. Written without rich: planning takes no time."""
+    from edgeopt.stages.numbers import threads
+
     rows, steps = f"{len(plan.rows)} rows", f"{len(plan.steps)} steps"
     lines = [f"{styled(plan.name, bold=True)}: {rows}, {steps}, {len(stored)} of them in the store (marked ·)"]
     name_width = max((len(row.variant) for row in plan.rows), default=0)
     for one in plan.targets:
         target, need = one.target, "" if one.need == "measured" else f", need: {one.need}"
-        threads = f"{one.threads} thread{'s' if one.threads != 1 else ''}"
         title = styled(target.name, bold=True)
-        lines += ["", f"{title} ({target.backend}, {threads}, batch {target.batch}, {target.scenario}{need})"]
+        lines += ["", f"{title} ({target.backend}, {threads(target.backend, one.threads)}batch {target.batch}, {target.scenario}{need})"]
         for row in plan.rows_of(target.name):
             made = [plan.steps[key] for key in row.steps]
             names = [f"{'· ' if step.key in stored else ''}{step.plug if step.kind == 'pass' else 'compile'}" for step in made]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
@@ -15,6 +16,10 @@ ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", 
 
 # Without one of these a CPU computes bfloat16 slower than f32, if at all.
 BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+
+
+# Where a driver without NVML shows itself: its own folder, or on Jetson the release of L4T.
+NVIDIA, TEGRA = Path("/proc/driver/nvidia"), Path("/etc/nv_tegra_release")
 
 
 def _text(path: str) -> str:
@@ -78,6 +83,40 @@ def fingerprint() -> dict[str, Any]:
     }
     facts["id"] = digest.of_value(facts)
     return facts
+
+
+def with_gpus() -> dict[str, Any]:
+    """The fingerprint with the GPUs in it, for timings that are theirs."""
+    facts = {**{name: value for name, value in fingerprint().items() if name != "id"}, **gpus()}
+    return {**facts, "id": digest.of_value(facts)}
+
+
+@cache
+def gpus() -> dict[str, Any]:
+    """The NVIDIA GPUs that a process may use and their driver, as NVML tells them, else the kernel; no CUDA is started."""
+    names, driver = _nvml()
+    for path in [] if names else sorted(NVIDIA.glob("gpus/*/information")):
+        names += [line.partition(":")[2].strip() for line in _text(str(path)).splitlines() if line.startswith("Model:")]
+    if not names and TEGRA.is_file():
+        names = [_text("/proc/device-tree/model").strip("\0")]
+    driver = driver or (_text(str(NVIDIA / "version")) or _text(str(TEGRA))).partition("\n")[0]
+    return {"gpus": names, "gpu_driver": driver or None, "gpus_visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+def _nvml() -> tuple[list[str], str]:
+    """Names of the GPUs and the driver's version; nothing where NVML is not."""
+    names, text, count, handle = list[str](), ctypes.create_string_buffer(96), ctypes.c_uint(), ctypes.c_void_p()
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if platform.system() == "Windows" else "libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+            return [], ""
+        for index in range(count.value):
+            if not nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) and not nvml.nvmlDeviceGetName(handle, text, 96):
+                names.append(text.value.decode(errors="replace"))
+        told = not nvml.nvmlSystemGetDriverVersion(text, 96)
+        return names, text.value.decode(errors="replace") if told else ""
+    except (OSError, AttributeError):
+        return names, ""
 
 
 def container() -> str | None:

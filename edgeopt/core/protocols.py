@@ -319,6 +319,14 @@ class Backend:
         """An empty string when what is compiled for the target runs on this machine, else why not."""
         return self.probe()
 
+    def on_gpu(self, target: Mapping[str, Any]) -> bool:
+        """Whether what is compiled for the target executes on a GPU: its timings are that GPU's, and no CPU's peaks limit its layers."""
+        return False
+
+    def bound_to_gpu(self, target: Mapping[str, Any]) -> bool:
+        """Whether what this machine compiles for the target runs on this machine's GPU and driver alone."""
+        return False
+
     def check(self, path: Path, target: Mapping[str, Any]) -> list[Finding]:
         """What keeps a model file from compiling for the target or from running right there, without compiling it."""
         return []

@@ -21,7 +21,7 @@ from typing import Any
 
 from edgeopt.core import digest
 
-KINDS = ("artifacts", "surveys", "sessions", "parities", "goldens", "checkpoints", "peaks")
+KINDS = ("artifacts", "surveys", "sessions", "parities", "goldens", "checkpoints", "peaks", "timings")
 
 
 def default_root() -> Path:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAIN = "model.onnx"
 WEIGHTS = "model.onnx.data"
 # Protobuf ends at 2 GiB; shape inference and the checker want room below that.
-LARGEST_FILE = 1_500_000_000
+LARGEST_FILE, LARGEST_PROTOBUF = 1_500_000_000, 2**31 - 1
 DEFAULT_DOMAINS = ("", "ai.onnx")
 FLOAT, INT64, FLOAT16, BFLOAT16 = 1, 7, 10, 16  # ONNX's own numbers of its types
 
@@ -88,9 +88,17 @@ def session_options(level: Any) -> Any:
     return options
 
 
+def refuse_oversize(path: Path) -> None:
+    """Raises UsageError for a file that no protobuf may be: read, it would look like one that is cut off."""
+    if path.stat().st_size > LARGEST_PROTOBUF:
+        remedy = "save it with its weights beside it: onnx.save_model(model, path, save_as_external_data=True)"
+        raise UsageError(f"{path.name} is over 2 GB, which no ONNX file may be", remedy=remedy)
+
+
 def load(path: Path, weights: bool = True) -> ModelProto:
     """The model behind a file that edgeopt wrote; `weights=False` leaves external data on disk."""
     onnx = registry.need("onnx", "all")
+    refuse_oversize(path)
     model: ModelProto = onnx.load(path, load_external_data=weights)
     return model
 

@@ -109,6 +109,7 @@ def read(path: Path) -> ModelProto:
 
     if not path.is_file():
         raise UsageError(f"no such file: {path}", remedy="paths are relative to the recipe's folder")
+    onnx_format.refuse_oversize(path)
     data = path.read_bytes()
     if not data:
         raise UsageError(f"{path.name} is empty", remedy="export or copy the model again")

@@ -54,8 +54,8 @@ def _parameters(stored: dict[str, int]) -> int:
 def _onnx(path: Path) -> dict[str, Any]:
     onnx = registry.need("onnx", "all")
     try:
-        model = onnx.load(path, load_external_data=False)
         signature = registry.load("formats", "onnx")().signature(path)
+        model = onnx.load(path, load_external_data=False)
     except EdgeoptError:
         raise
     except Exception as error:  # noqa: BLE001 (protobuf raises its own kinds, by version)

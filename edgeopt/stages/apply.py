@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.core import digest, registry
+from edgeopt.core import digest, machine, registry
 from edgeopt.core.artifact import FILES, Artifact, Event, Signature, TensorSpec
 from edgeopt.core.errors import StepError, UsageError, from_exception
 from edgeopt.core.plan import Plan, Step
@@ -90,6 +90,9 @@ def _run(plan: Plan, step: Step, store: Store, run_folder: Path, progress: Calla
 def _perform(plan: Plan, step: Step, store: Store, run_folder: Path, model: Artifact, ctx: Context) -> tuple[Path, dict[str, str]]:
     if step.kind == "compile":
         backend: Backend = registry.load("backends", step.plug)()
+        if "gpu" in step.parts and step.parts["gpu"] != machine.gpus():
+            cause = "the plan was made beside another GPU or driver, and what is built is for the one here"
+            raise UsageError(f"{step.plug}: {cause}", remedy="run `edgeopt plan` again on this machine: a key names what went in")
         return backend.compile(model, replace(ctx, target={**step.target, "options": step.options})), model.execution
     cls: type[Pass] = registry.load("passes", step.plug)
     data = {split: survey.split_of(plan, split, model.signature) for split in step.data}
@@ -159,7 +162,7 @@ def _check_parity(plan: Plan, step: Step, store: Store, before: Artifact | None,
     survey.fits(plan, "evaluate", model, after.signature, step.plug, store)
     feeds = [stack([sample], after.signature) for sample in kept]
     try:
-        new = _outputs(after, feeds, compiled=step.kind == "compile")
+        new = _outputs(after, feeds, step.options if step.kind == "compile" else None)
         old, refused = (_outputs(before, feeds), None) if before else _original(plan, step, after.signature, feeds)
     except Exception as error:  # a model that does not run is a failed step, whatever the runtime raises
         raise from_exception(error, f"{step.plug}: running its result") from error
@@ -214,13 +217,15 @@ def _float(plan: Plan, step: Step, store: Store, before: Artifact | None) -> Art
     return None
 
 
-def _outputs(artifact: Artifact, feeds: list[dict[str, Any]], compiled: bool = False) -> list[dict[str, Any]]:
-    """Run samples through a model: by its format's plain runner, or when compiled by the runner that is shipped."""
-    if not compiled:
+def _outputs(artifact: Artifact, feeds: list[dict[str, Any]], compiled: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Run samples through a model: by its format's plain runner, or with a backend's options by the runner that is shipped."""
+    if compiled is None:
         run = _format(artifact.format).runner(artifact.path)
         return [_named(artifact.signature, run(feed)) for feed in feeds]
     with Child(artifact.format) as child:
-        child.ask("open", path=str(artifact.path), backend=artifact.format, threads=1, requests=1, options={}, execution=artifact.execution)
+        child.ask(
+            "open", path=str(artifact.path), backend=artifact.format, threads=1, requests=1, options=compiled, execution=artifact.execution
+        )
         return [_named(artifact.signature, child.ask("infer", arrays=feed)[1]) for feed in feeds]
 
 

@@ -28,6 +28,9 @@ _MACHINE = {
     "governor": "clock governor",
     "container": "container",
     "virtual": "virtual machine",
+    "gpus": "GPUs",
+    "gpu_driver": "GPU driver",
+    "gpus_visible": "GPUs allowed",
     "id": "fingerprint",
 }
 _CONDITIONS = {

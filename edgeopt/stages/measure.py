@@ -52,7 +52,7 @@ def measure(
                 }
             else:
                 artifacts = {variant: artifact_of(folder, row) for variant, row in rows.items()}
-            key = _key(plan, used, {variant: artifact.key for variant, artifact in artifacts.items()})
+            key = _key(plan, used, {variant: artifact.key for variant, artifact in artifacts.items()}, elsewhere)
             place = folder / "sessions" / used.target.name
             found = None if remeasure else store.get("sessions", key)
             if found is None:
@@ -84,7 +84,14 @@ def _copy(source: Path, place: Path) -> None:
     shutil.copytree(source, place)
 
 
-def _key(plan: Plan, used: PlanTarget, artifacts: dict[str, str]) -> str:
+def _machine(used: PlanTarget, elsewhere: bool) -> dict[str, Any]:
+    """What must be the same for two sessions of a target to be one: where it runs on a GPU, that too."""
+    backend: Backend = registry.load("backends", used.target.backend)()
+    on_gpu = not elsewhere and backend.on_gpu(used.target.model_dump(mode="json"))
+    return machine.with_gpus() if on_gpu else machine.fingerprint()
+
+
+def _key(plan: Plan, used: PlanTarget, artifacts: dict[str, str], elsewhere: bool) -> str:
     """What a session depends on: artifacts, target, data, scores, settings, machine, and our own code."""
     rooms = Path(__file__).parent.parent
     code = [digest.of_folder(rooms / "runner"), *(digest.of_file(rooms / "stages" / f"{name}.py") for name in _CODE)]
@@ -100,7 +107,7 @@ def _key(plan: Plan, used: PlanTarget, artifacts: dict[str, str]) -> str:
             "scores": _scores(plan),
             "measure": plan.measure.model_dump(mode="json"),
             "seed": plan.seed,
-            "machine": machine.fingerprint()["id"],
+            "machine": _machine(used, elsewhere)["id"],
         }
     )
 
@@ -188,7 +195,7 @@ class _Measuring:
             threads=self.used.threads,
             batch=timed.batch,
             reference=self.plan.reference,
-            machine=machine.fingerprint(),
+            machine=_machine(self.used, self.elsewhere),
             conditions=timed.conditions,
             data_digest=data.digest,
             synthetic=data.synthetic,

@@ -39,6 +39,11 @@ def interval(ci: Interval | None, places: int, *, signed: bool = False) -> str:
     return f"[{number(ci[0], places, signed=signed)}, {number(ci[1], places, signed=signed)}]" if ci else ""
 
 
+def threads(backend: str, number_of: int) -> str:
+    """ "2 threads, ", or nothing where the CPU's threads compute nothing."""
+    return "" if backend == "tensorrt" else f"{count(number_of, 'thread')}, "
+
+
 def measured(value: float | None, ci: Interval | None = None, unit: str = "") -> str:
     """ "2.71 ms [2.69, 2.74]"."""
     if value is None:

@@ -202,7 +202,9 @@ class _Planner:
         if "score" in made.doors():
             parts["scores"] = self.scores_digest
         if {"measure", "machine"} & set(made.doors()):
-            parts["machine"] = machine.fingerprint()["id"]
+            backend: Backend = registry.load("backends", target.backend)()
+            on_gpu = backend.on_gpu(target.model_dump(mode="json"))
+            parts["machine"] = (machine.with_gpus() if on_gpu else machine.fingerprint())["id"]
         elif found := made.here(parts["target"]):
             parts["machine"] = found
         makes = cls.produces or (self.steps[before].makes if before else "")
@@ -218,6 +220,8 @@ class _Planner:
             "target": {field: getattr(target, field) for field in backend.target_fields},
             "before": before,
         }
+        if backend.bound_to_gpu(target.model_dump(mode="json")):
+            parts["gpu"] = machine.gpus()
         return self._add("compile", target.backend, parts["options"], before, parts, target.backend, target)
 
     def _add(

@@ -67,7 +67,7 @@ def _judge(plan: Plan, folder: Path, build: Build, sessions: dict[str, Session])
     return Report(
         edgeopt=__version__,
         recipe=RecipeInfo(name=plan.name, digest=plan.recipe_digest, file=plan.recipe_file),
-        machine=next((session.machine for session in sessions.values()), machine.fingerprint()),
+        machine=max((session.machine for session in sessions.values()), key=len, default=machine.fingerprint()),  # with GPUs, if one has
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         reference=plan.reference,
         pick=plan.pick,

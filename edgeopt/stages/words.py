@@ -14,7 +14,7 @@ from edgeopt.core.report import FLAGS, GateResult, Report, Row, TargetInfo
 from edgeopt.core.session import Interval, ScoreValue
 from edgeopt.core.target import UNDER_LOAD
 from edgeopt.stages import gates
-from edgeopt.stages.numbers import NONE, count, decimals, factor, interval, measured, number, plain
+from edgeopt.stages.numbers import NONE, decimals, factor, interval, measured, number, plain, threads
 
 # Scores that compare with the reference by themselves: their value is the loss, a drop says nothing new.
 AGAINST_REFERENCE = ("agreement", "sqnr")
@@ -108,7 +108,7 @@ class Words:
 
     def title(self, target: TargetInfo) -> str:
         """ "openvino, latency, 2 threads, batch 1"."""
-        return f"{target.backend}, {target.scenario}, {count(target.threads, 'thread')}, batch {target.batch}"
+        return f"{target.backend}, {target.scenario}, {threads(target.backend, target.threads)}batch {target.batch}"
 
     # scores
 

@@ -409,6 +409,16 @@ def test_full_tensorrt_does_not_build_without_a_gpu(monkeypatch):
     assert Tensorrt().can_build(fields("8.9", product="tensorrt")).startswith("TensorRT builds on the GPU it builds for")
 
 
+def test_full_tensorrt_does_not_build_on_a_gpu_that_the_target_is_not_for(tmp_path, monkeypatch):
+    here = library.Finding("", "", gpus=({"name": "GPU", "compute_capability": "8.6"},))
+    monkeypatch.setattr(library, "look", lambda product: here)
+    with pytest.raises(MissingError, match=r"the GPU here is 8\.6, the target is 9\.0"):
+        compiled(cnn(), tmp_path, fields("9.0", product="tensorrt"))
+    assert not Tensorrt().can_build(fields("8.6", product="tensorrt"))
+    assert not Tensorrt().can_build(fields("9.0", product="tensorrt", hardware_compatibility="ampere_plus"))
+    assert not Tensorrt().can_build(fields("9.0", product="tensorrt", compile_on="device"))
+
+
 # -- the log ---------------------------------------------------------------------------------------
 
 NO_DRIVER = "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (… (cudaError 35: CUDA driver version is insufficient …))"

@@ -16,8 +16,10 @@ from small_onnx import FLOAT, model, value
 
 from edgeopt.backends import tensorrt_check, tensorrt_check_nodes
 from edgeopt.core import registry
-from edgeopt.core.errors import StepError
+from edgeopt.core.errors import StepError, UsageError
+from edgeopt.passes import import_onnx
 from edgeopt.runner import tensorrt_engine, tensorrt_library
+from edgeopt.stages.inspect import inspect
 
 ADA = {"product": "rtx", "compute_capabilities": ["8.9"]}
 no_rtx = tensorrt_library.why_not_build("rtx")
@@ -158,6 +160,10 @@ def test_a_file_over_2_gb_is_told_with_the_way_out(tmp_path):
         file.truncate(2**31)  # sparse: it takes no room
     (one,) = tensorrt_check.check(path, target())
     assert one.level == "error" and "2 GB" in one.cause and "save_as_external_data" in one.remedy
+    for read in (inspect, lambda path: inspect(path, "rtx-ada"), import_onnx.read):
+        with pytest.raises(UsageError, match="over 2 GB") as caught:
+            read(path)
+        assert "save_as_external_data" in caught.value.remedy
 
 
 def test_a_model_over_2_gb_with_its_weights_beside_it_is_checked_by_both_layers(tmp_path):
