@@ -79,7 +79,7 @@ def need(module: str, extra: str) -> Any:
 
     openvino and nncf know no switch for their telemetry; where `openvino_telemetry` cannot be imported they use a stub.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes its import fail, as Python documents
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -79,7 +79,7 @@ def call(function: Callable[[], _T], doing: str) -> _T:
     """
     try:
         return function()
-    except Exception as error:
+    except Exception as error:  # the user's code may raise anything
         raise _explained(error, doing) from error
     except SystemExit as error:
         last = traceback.extract_tb(error.__traceback__)[-1].filename

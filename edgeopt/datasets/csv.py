@@ -133,7 +133,7 @@ def _number(cell: str, column: str, parse: Callable[[str], float], place: Place)
             return value
     except (ValueError, KeyError, OverflowError):
         pass
-    kind = {_whole: "a whole number", _truth: "0 or 1"}.get(parse, "a finite number")  # type: ignore[arg-type]
+    kind = {_whole: "a whole number", _truth: "0 or 1"}.get(parse, "a finite number")  # type: ignore[arg-type]  # any parser may ask
     raise UsageError(f"'{text[:40]}' in column '{column}' is not {kind}", place=place, remedy="mend the cell, or leave the column out")
 
 

@@ -44,7 +44,7 @@ class OnnxInner:
         def run(feeds: Feeds) -> Feeds:
             try:
                 return dict(zip(tensors, session.run(list(tensors), feeds), strict=True))
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 (kinds of its own, as above)
                 raise self._failed(error) from None
 
         return run

@@ -55,7 +55,7 @@ class CastFp16(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxrun
             made = cast(proto, {*kept, *large})
             path = onnx_format.save(made, ctx.folder / onnx_format.MAIN)
             onnx_format.Onnx().runner(path)
-        except Exception as error:
+        except Exception as error:  # the caster raises whatever it meets, the runtime kinds of its own
             raise StepError(
                 f"this model cannot be cast to float16: {type(error).__name__}: {onnx_format.cause(error)}",
                 remedy="name the layers it complains about under `keep`, or leave cast-fp16 out",

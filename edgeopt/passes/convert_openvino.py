@@ -27,7 +27,7 @@ class ConvertOpenvino(Pass, accepts=("onnx",), produces="openvino", needs=("open
 
         try:
             converted = openvino.convert_model(model.path)
-        except Exception as error:
+        except Exception as error:  # the converter raises a kind for each of its frontends
             raise StepError(
                 f"OpenVINO cannot convert this model: {openvino_format.cause(error)}",
                 remedy="leave the OpenVINO targets out, or export differently",

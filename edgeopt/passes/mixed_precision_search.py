@@ -116,7 +116,10 @@ class Search:
     def take(self, execution: str, layers: Collection[str]) -> Found:
         """A mix that was decided before; layers that can only be switched together are."""
         if execution not in self.engine.executions:
-            raise UsageError(f"the rest can execute as {' or '.join(self.engine.executions)} here, not as {execution}")
+            raise UsageError(
+                f"mixed-precision: the rest can execute as {' or '.join(self.engine.executions)} here, not as {execution}",
+                remedy="name one of them under `mix: {rest: …}`, or give each target a variant of its own",
+            )
         mix = Mix(execution, frozenset(unit.name for unit in self.engine.units if not set(unit.layers).isdisjoint(layers)))
         return Found(mix, self._verdict(mix), {}, {}, {}, frozenset(), self.trials)
 

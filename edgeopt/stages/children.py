@@ -191,7 +191,7 @@ class Child:
                 time.sleep(1e-4)
 
     def _states(self) -> set[str]:
-        """The states of its threads, as proc(5) names them. No generator is left half-way: a Ctrl-C while one closes would be lost."""
+        """The states of its threads, as proc(5) names them."""
         found = set()
         for path in list(Path(f"/proc/{self.process.pid}/task").glob("*/stat")):
             with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from edgeopt.core.store import Store
 from edgeopt.stages import stand_in
 from edgeopt.stages.build import Build, artifact_of
 from edgeopt.stages.children import Worker
-from edgeopt.stages.plan import score_parts
+from edgeopt.stages.plan import machine_of, score_parts
 
 _CODE = ("children", "conditions", "lane", "peaks", "profile", "score", "statistics", "timing", "work")  # stages behind a session's figures
 
@@ -85,10 +85,8 @@ def _copy(source: Path, place: Path) -> None:
 
 
 def _machine(used: PlanTarget, elsewhere: bool) -> dict[str, Any]:
-    """What must be the same for two sessions of a target to be one: where it runs on a GPU, that too."""
-    backend: Backend = registry.load("backends", used.target.backend)()
-    on_gpu = not elsewhere and backend.on_gpu(used.target.model_dump(mode="json"))
-    return machine.with_gpus() if on_gpu else machine.fingerprint()
+    """The machine that a session belongs to; what was made for elsewhere is only scored here, on the CPU."""
+    return machine.fingerprint() if elsewhere else machine_of(used.target)
 
 
 def _key(plan: Plan, used: PlanTarget, artifacts: dict[str, str], elsewhere: bool) -> str:

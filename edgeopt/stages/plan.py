@@ -202,9 +202,7 @@ class _Planner:
         if "score" in made.doors():
             parts["scores"] = self.scores_digest
         if {"measure", "machine"} & set(made.doors()):
-            backend: Backend = registry.load("backends", target.backend)()
-            on_gpu = backend.on_gpu(target.model_dump(mode="json"))
-            parts["machine"] = (machine.with_gpus() if on_gpu else machine.fingerprint())["id"]
+            parts["machine"] = machine_of(target)["id"]
         elif found := made.here(parts["target"]):
             parts["machine"] = found
         makes = cls.produces or (self.steps[before].makes if before else "")
@@ -255,6 +253,12 @@ def data_ref(use: PlugUse, base: Path) -> DataRef:
         "files": _files(source.user_files(base), base),
     }
     return DataRef(use=use, digest=digest.of_value(parts), synthetic=source.synthetic)
+
+
+def machine_of(target: Target) -> dict[str, Any]:
+    """This machine, as far as timings of a target depend on it: with its GPUs where it executes on one."""
+    backend: Backend = registry.load("backends", target.backend)()
+    return machine.with_gpus() if backend.on_gpu(target.model_dump(mode="json")) else machine.fingerprint()
 
 
 def score_parts(use: PlugUse, base: Path) -> dict[str, Any]:
