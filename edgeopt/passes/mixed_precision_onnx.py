@@ -12,7 +12,7 @@ from edgeopt.core import machine
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.protocols import Candidate, Context
 from edgeopt.formats import onnx as onnx_format
-from edgeopt.passes import cast_fp16, quantize_int8_onnx
+from edgeopt.passes import cast_fp16, cast_fp16_graph, quantize_int8_onnx
 from edgeopt.passes import mixed_precision_onnx_graph as graph
 from edgeopt.passes.mixed_precision_mix import Mix, Unit, units_of
 from edgeopt.passes.mixed_precision_rules import gates_for
@@ -50,7 +50,7 @@ class Engine:
 
     def build(self, mix: Mix) -> ModelProto:
         made = self._quantized(mix) if mix.units else self.load()
-        return cast_fp16.cast(made, self.large) if mix.execution == "fp16" else made
+        return cast_fp16_graph.cast(made, self.large) if mix.execution == "fp16" else made
 
     def _quantized(self, mix: Mix) -> ModelProto:
         on = mix.layers(self.units)
