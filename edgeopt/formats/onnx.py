@@ -135,7 +135,7 @@ def nodes(model: ModelProto) -> Iterator[NodeProto]:
 
 def rounds(node: NodeProto) -> bool:
     """Whether a node makes activations of 8 bits, or computes on such."""
-    return node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger") or node.op_type.startswith("QLinear")
+    return node.op_type in ("QuantizeLinear", "MatMulInteger", "ConvInteger") or node.op_type.startswith(("QLinear", "DynamicQuantize"))
 
 
 def quantized(node: NodeProto) -> bool:

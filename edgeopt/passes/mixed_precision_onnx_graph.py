@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.passes.mixed_precision_rules import Layer, Rule
+from edgeopt.passes.quantize_int8_dynamic import is_dynamic
 from edgeopt.passes.quantize_int8_onnx import WEIGHTED
 
 if TYPE_CHECKING:
@@ -66,9 +67,11 @@ class _Graph:
 
 
 def layers(model: ModelProto) -> dict[str, Layer]:
-    """The quantized layers by name, in order."""
+    """The quantized layers by name, in order. Those that find their ranges at each call have no quantizers of data."""
     graph, found = _Graph(model.graph), {}
     for node in model.graph.node:
+        if is_dynamic(node):
+            found[node.name] = Layer(node.name, node.op_type, (), tuple(name for name in node.input[1:3] if name in graph.stored))
         if node.op_type not in WEIGHTED or len(node.input) < 2:
             continue
         data, weights = graph.quantizer(node.input[0]), graph.quantizer(node.input[1])
@@ -82,7 +85,7 @@ def layers(model: ModelProto) -> dict[str, Layer]:
 def rules(model: ModelProto) -> dict[str, Rule]:
     """A rule for each tensor that is rounded: it is where a quantized layer reads or makes it, or between two that are."""
     graph, found = _Graph(model.graph), {}
-    quantized = layers(model)
+    quantized = {name: layer for name, layer in layers(model).items() if layer.data}
     for node in model.graph.node:
         if node.op_type != _Q:
             continue
@@ -134,6 +137,14 @@ def gated(
     full.graph.initializer.extend(numpy_helper.from_array(_index(index), f"edgeopt_gate_{index}") for index in range(len(order)))
     full.graph.input.append(helper.make_tensor_value_info(GATES, onnx.TensorProto.FLOAT, [len(order)]))
     for index, name in enumerate(order):
+        if name in quantized and not quantized[name].data:
+            float_layer = _exact(full.graph, original[name], stored)
+            added.append(float_layer)
+            for place, result in enumerate(original[name].output):
+                if result:
+                    graph.nodes[name].output[place] = f"{result}_rounded"
+                    blend(float_layer.output[place], f"{result}_rounded", index, result)
+            continue
         if name in quantized:
             layer, before = graph.nodes[name], original[name]
             if quantized[name].weights:
@@ -161,13 +172,17 @@ def macs(
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     chosen = [node for node in model.graph.node if node.name in quantized]
     present = {value.name for value in model.graph.output}
-    wanted = dict.fromkeys(name for node in chosen for name in (node.input[0], node.output[0]))
+    wanted = dict.fromkeys(name for node in chosen for name in (node.input[0], node.output[0]) if name)
     fed = {value.name for value in model.graph.input}
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in present | fed | set(weights))
     sizes = {name: array.shape for name, array in {**feeds, **runner(model)(feeds)}.items()}
     found = {}
     for node in chosen:
-        data, weight, result = sizes[node.input[0]], weights.get(node.input[1], (1,)), sizes[node.output[0]]
+        data, weight = sizes[node.input[0]], weights.get(node.input[1], (1,))
+        if node.op_type == "LSTM":
+            found[node.name] = prod(data[:2]) * (prod(weight) + prod(weights[node.input[2]]))
+            continue
+        result = sizes[node.output[0]]
         turned = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
         if node.op_type in ("Conv", "ConvTranspose"):
             found[node.name] = prod(data if node.op_type == "ConvTranspose" else result) * prod(weight[1:])
@@ -188,6 +203,15 @@ def owners(model: ModelProto, layers: Collection[str]) -> Callable[[str], str | 
         return node.name if node is not None else None
 
     return owner
+
+
+def _exact(graph: GraphProto, layer: NodeProto, stored: Mapping[str, TensorProto]) -> NodeProto:
+    """The float layer beside the one that rounds what it reads."""
+    exact: NodeProto = type(layer).FromString(layer.SerializeToString())
+    exact.name = f"{layer.name}_exact"
+    exact.input[:] = [_keep(graph, stored[name]) if name in stored else name for name in layer.input]
+    exact.output[:] = [name and f"{name}_exact" for name in layer.output]
+    return exact
 
 
 def _index(value: int) -> Any:

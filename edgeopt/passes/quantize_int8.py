@@ -57,6 +57,11 @@ class QuantizeInt8(
         default="auto",
         description="transformer: only what multiplies by weights (onnxruntime); asymmetric activations, smoothed attention (nncf)",
     )
+    activations: Literal["auto", "static", "dynamic"] = Field(
+        default="auto",
+        description="static: ranges from calibration; dynamic: found at each call, by onnxruntime on CPUs; auto: dynamic for LSTM, "
+        "and for transformers where it is the better one",
+    )
     reduce_range: Literal["auto"] | bool = Field(
         default="auto", description="weights of 7 bits, against overflow on x86 without VNNI; auto: where this machine is one"
     )
@@ -100,6 +105,10 @@ class QuantizeInt8(
                     f"{name} is not offered for {format} models by {engine}, and this target gets one",
                     remedy=f"leave it out, say `engine: nncf`, or {apart}",
                 )
+        if self.activations == "dynamic" and engine == "nncf":
+            raise UsageError(
+                "activations: dynamic is not offered by nncf, which quantizes for this target", remedy=f"leave it out, or {apart}"
+            )
         if self.bias_correction == "full" and format == "onnx":
             raise UsageError(
                 "full bias correction is not offered for onnx models, and this target gets one", remedy=f"say fast, or {apart}"

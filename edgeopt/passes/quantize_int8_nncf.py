@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 # Trials of several settings use so many samples; the chosen one is then done with all.
 TRIAL_SAMPLES = 64
 _BIAS = {"full": "full bias correction", "fast": "fast bias correction", "none": "no bias correction"}
+_NARROW = {"none": "", "first": ", 7 bits in first convolutions", "all": ", 7 bits"}
 
 T = TypeVar("T")
 
 
 class Settings(NamedTuple):
-    """Kind of model, range, bias correction (full, fast, none), and SmoothQuant's alpha (0: none)."""
+    """Weights of 7 bits (none, first, all), kind of model, range, bias correction (full, fast, none), SmoothQuant's alpha (0: none)."""
 
+    narrow: str
     kind: str
     method: str
     bias: str
@@ -34,7 +36,7 @@ class Settings(NamedTuple):
 
     def __str__(self) -> str:
         smooth = f"SmoothQuant {self.alpha:g}" if self.alpha else "no SmoothQuant"
-        return f"{self.kind}, {self.method}, {_BIAS[self.bias]}, {smooth}"
+        return f"{self.kind}, {self.method}, {_BIAS[self.bias]}, {smooth}{_NARROW[self.narrow]}"
 
 
 def search(
@@ -69,8 +71,12 @@ def search(
     return choice.made if few.count == calibration.count else build(choice.settings, calibration), choice
 
 
-def alternatives(options: QuantizeInt8, attention: bool, bias_samples: int) -> dict[str, list[Any]]:
-    """What is tried of each setting, likeliest first.
+def alternatives(
+    options: QuantizeInt8, target: Mapping[str, Any], attention: bool, bias_samples: int, overflows: bool
+) -> dict[str, list[Any]]:
+    """What is tried of each setting, likeliest first. `overflows`: where sums overflow 16 bits, the judging samples show it.
+
+    Without VNNI NNCF narrows the first convolutions alone, and OpenVINO guards convolutions itself; its matrix products overflow.
 
     Full bias correction gains some dB on most networks; with attention it takes a minute and cost MiniLM five dB.
     SmoothQuant only with attention: on a CNN's classifier it cost 6 dB on unseen images.
@@ -85,7 +91,10 @@ def alternatives(options: QuantizeInt8, attention: bool, bias_samples: int) -> d
     kinds = ["transformer", "plain"] if attention else ["plain", "transformer"]
     likely_alphas = ([0.95, 0.8] if options.searches else [0.95]) if attention else [0]  # 0.95: NNCF's own
     alphas = likely_alphas if options.smooth == "auto" else [options.smooth]
+    reduced, _ = options.reduced(target)
+    tried = ["first", "all"] if options.reduce_range == "auto" and overflows and options.searches else ["all"]
     return {
+        "narrow": tried if reduced else ["none"],
         "kind": kinds if options.model_type == "auto" else [options.model_type],
         "method": ["mean-minmax", "minmax"] if options.calibration == "auto" else [options.calibration],
         "bias": [bias],
@@ -124,7 +133,7 @@ def one_scale() -> Any:
     return QuantizationParameters(per_channel=False)
 
 
-def parameters(nncf: Any, options: QuantizeInt8, target: Mapping[str, Any], settings: Settings, **more: Any) -> dict[str, Any]:
+def parameters(nncf: Any, options: QuantizeInt8, settings: Settings, **more: Any) -> dict[str, Any]:
     """NNCF's arguments; `more` are advanced ones of its own."""
     from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
 
@@ -137,11 +146,8 @@ def parameters(nncf: Any, options: QuantizeInt8, target: Mapping[str, Any], sett
     more["smooth_quant_alphas"] = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=settings.alpha or -1)  # below zero: off
     if not options.per_channel:
         more["weights_quantization_params"] = one_scale()
-    reduced, _ = options.reduced(target)
-    if not reduced:
-        more["overflow_fix"] = nncf.OverflowFix.DISABLE
-    elif options.reduce_range is True:
-        more["overflow_fix"] = nncf.OverflowFix.ENABLE
+    fixes = {"none": nncf.OverflowFix.DISABLE, "first": nncf.OverflowFix.FIRST_LAYER, "all": nncf.OverflowFix.ENABLE}
+    more["overflow_fix"] = fixes[settings.narrow]
     return {
         "model_type": nncf.ModelType.TRANSFORMER if settings.kind == "transformer" else None,
         "advanced_parameters": nncf.AdvancedQuantizationParameters(

@@ -36,7 +36,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
 
         def build(settings: Settings, samples: Calibration) -> ModelProto:
             # Of activations by channel, which NNCF likes before depthwise convolutions, TensorRT reads the first scale only.
-            parameters = engine.parameters(nncf, options, ctx.target, settings, activations_quantization_params=engine.one_scale())
+            parameters = engine.parameters(nncf, options, settings, activations_quantization_params=engine.one_scale())
             with by_onnxruntime.quiet():
                 made: ModelProto = nncf.quantize(
                     onnx_format.load(prepared),
@@ -54,7 +54,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
         def runner(made: ModelProto) -> Run:
             return onnx_format.Onnx().runner(onnx_format.save(made, Path(scratch) / "candidate.onnx"))
 
-        alternatives = engine.alternatives(options, by_onnxruntime.has_attention(proto), bias_samples=0)
+        alternatives = engine.alternatives(options, ctx.target, by_onnxruntime.has_attention(proto), bias_samples=0, overflows=False)
         best, choice = engine.search(
             build, alternatives, calibration, lambda: onnx_format.Onnx().runner(model.path), runner, onnx_format.cause, _REMEDY
         )

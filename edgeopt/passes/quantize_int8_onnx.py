@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import tempfile
 import warnings
 from collections import Counter
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact
-from edgeopt.core.errors import EdgeoptError, StepError
+from edgeopt.core.errors import EdgeoptError, StepError, UsageError
 from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
+from edgeopt.passes import quantize_int8_dynamic as dynamic
 from edgeopt.passes.quantize_int8_ranges import find_ranges, without_range
 from edgeopt.passes.quantize_int8_samples import Calibration
 
@@ -37,6 +39,8 @@ _BETWEEN = (
     *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Resize", "Pad", "Split", "Slice"),
 )
 _TYPES = {"plain": (*WEIGHTED, *_BETWEEN), "transformer": WEIGHTED}
+DYNAMIC = "dynamic"
+_FUSED_SHAPE = re.compile(r"gemm_(input|output)_shape")
 _PER_CHANNEL_OPSET, _LEAST_OPSET, _HALF_OPSET = 13, 10, 19
 
 
@@ -62,13 +66,13 @@ def save(made: ModelProto, ctx: Context) -> Path:
 
 
 class Settings(NamedTuple):
-    """Kind of model and range."""
+    """Kind of model and range; none where ranges are found at each call."""
 
     kind: str
-    method: str
+    method: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind}, {self.method}"
+        return f"{self.kind}, {self.method}" if self.method else self.kind
 
 
 class Quantizer:
@@ -81,7 +85,14 @@ class Quantizer:
         self.kept = onnx_format.matching(options.keep, {node.name: node.op_type for node in proto.graph.node})
         refuse(proto)
         proto = _raised(proto, self.kept)
-        kinds = [options.model_type] if options.model_type != "auto" else ["plain", "transformer"] if has_attention(proto) else ["plain"]
+        self.dynamic = dynamic.executes(ctx.target) and options.activations != "static"
+        if options.activations == DYNAMIC and not self.dynamic:
+            raise UsageError(
+                "activations: dynamic is executed by onnxruntime on CPUs alone, and this target is another",
+                remedy="leave it out, or give each target a variant of its own",
+            )
+        attention = has_attention(proto)
+        kinds = [options.model_type] if options.model_type != "auto" else ["plain", "transformer"] if attention else ["plain"]
         methods: list[str] = [options.calibration] if options.calibration != "auto" else ["minmax", "mean-minmax"]
         self.reduce, why = options.reduced(ctx.target) if self.flavour == "u8s8" else (False, "")
         self._scratch = tempfile.TemporaryDirectory()
@@ -92,8 +103,12 @@ class Quantizer:
                 self.ranges, none = find_ranges(self.prepared, _TYPES[kinds[0]], calibration, methods, self.folder)
                 self.rangeless = without_range(onnx_format.load(self.prepared).graph, none, _TYPES["plain"])
                 candidates: dict[Settings, Callable[[], ModelProto]] = {
-                    Settings(kind, method): partial(self._build, kind, method) for kind in kinds for method in methods
+                    Settings(kind, method): partial(self._build, kind, method)
+                    for kind in (kinds if options.activations != DYNAMIC else ())
+                    for method in methods
                 }
+                if self.dynamic and (attention or options.activations == DYNAMIC):
+                    candidates[Settings(DYNAMIC)] = partial(self._build, DYNAMIC, "")
                 choice = calibration.choose(
                     candidates, lambda: onnx_format.Onnx().runner(model.path), self.runner, alone=len(candidates) == 1
                 )
@@ -133,6 +148,9 @@ class Quantizer:
 
         original = onnx_format.load(self.prepared)
         symmetric, floats = self.flavour == "s8s8", {*self.kept, *self.rangeless, *excluded}
+        if kind == DYNAMIC:
+            dynamic.quantize(original, (*dynamic.RECURRENT, *dynamic.PRODUCTS), floats, self.options.per_channel, self.reduce)
+            return original
         # TensorRT reads biases only as float; it and every S8 kernel want zero points of 0.
         extra: dict[str, Any] = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
         extra |= {"QDQKeepRemovableActivations": keep_activations, "TensorQuantOverrides": _whole_weights(original.graph)}
@@ -153,6 +171,8 @@ class Quantizer:
         _restore_captured(made, original)
         if not symmetric or self.backend not in _CPU_BACKENDS:
             _free_outputs(made.graph, original.graph)
+        if self.dynamic:
+            dynamic.quantize(made, dynamic.RECURRENT, floats, self.options.per_channel, self.reduce)
         onnx_format.sort_nodes(made.graph)
         onnx_format.name_nodes(made)
         return made
@@ -246,6 +266,7 @@ def prepare(proto: ModelProto, folder: Path, model: Artifact, kept: list[str], c
             made = onnx_format.load(target)
             if onnx_format.signature_of(made) == model.signature and {node.name for node in made.graph.node}.issuperset(kept):
                 flatten_biases(made.graph)
+                _rename_shapes(made.graph)
                 onnx_format.save(made, target)
                 onnx_format.Onnx().runner(target)
                 return target
@@ -271,6 +292,15 @@ def flatten_biases(graph: GraphProto) -> None:
         if values.shape != (wanted,) and values.size in (1, wanted) and (values.ndim < 2 or values.shape[0] == 1):
             node.input[2] = f"{bias.name}_flat_{node.name}"
             graph.initializer.append(numpy_helper.from_array(np.broadcast_to(values.reshape(-1), (wanted,)).copy(), node.input[2]))
+
+
+def _rename_shapes(graph: GraphProto) -> None:
+    """Rename the shapes that onnxruntime's fusion into Gemm adds: a second fusion takes their names again, and fails (1.32)."""
+    renamed = {tensor.name: f"prepared_{tensor.name}" for tensor in graph.initializer if _FUSED_SHAPE.match(tensor.name)}
+    for tensor in graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
 
 
 def lift_constants(graph: GraphProto) -> None:
@@ -315,10 +345,12 @@ def _free_outputs(graph: GraphProto, original: GraphProto) -> None:
 
 
 def quantized_layers(model: ModelProto) -> dict[str, int]:
-    """How many layers of each type compute on quantized tensors, weights included where they have any."""
+    """How many layers of each type compute on quantized tensors, weights included where they have any, or round what they read."""
     made = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     found: Counter[str] = Counter()
     for node in model.graph.node:
+        if dynamic.is_dynamic(node):
+            found[node.op_type] += 1
         sources = node.input[: 2 if node.op_type in WEIGHTED else 1]
         if node.op_type != "QuantizeLinear" and sources and made.issuperset(sources):
             found[node.op_type] += 1

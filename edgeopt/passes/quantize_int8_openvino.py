@@ -72,12 +72,12 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
                 subset_size=samples.count,
                 fast_bias_correction=not full,
                 ignored_scope=ignored,
-                **engine.parameters(nncf, options, ctx.target, settings, backend_params={"compress_weights": compress}),
+                **engine.parameters(nncf, options, settings, backend_params={"compress_weights": compress}),
             )
         return made
 
     runner = partial(openvino_format.runner_of, signature=model.signature)
-    alternatives = engine.alternatives(options, attention, bias_samples)
+    alternatives = engine.alternatives(options, ctx.target, attention, bias_samples, overflows=True)
     best, choice = engine.search(build, alternatives, calibration, lambda: runner(exact), runner, openvino_format.cause)
     notes: dict[str, Any] = {
         "engine": "nncf",

@@ -39,6 +39,8 @@ _MOVES = re.compile(
 )
 # 8- or 4-bit weights under float data (a model may ask such a node to quantize its data too; the trace does not tell).
 _WEIGHTS_ONLY = frozenset({"MatMulNBits", "MatMulBnb4"})
+# Layers that round what they read: their integer weights are packed away and stand in no trace.
+_ROUND = frozenset({"DynamicQuantizeLSTM", "DynamicQuantizeMatMul"})
 _FLOATS = {"float": "fp32", "double": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _NUMPY = {"float": "float32", "double": "float64"}
 _NUMPY |= {name: name for name in ("float16", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))}
@@ -251,7 +253,7 @@ def _precision(args: dict[str, Any]) -> str:
     taken = [next(iter(entry)) for entry in args["input_type_shape"]]
     if _MOVES.fullmatch(args["op_name"]):
         return ""
-    if args["op_name"] not in _WEIGHTS_ONLY and {"int8", "uint8"} & set(taken[:2]):
+    if args["op_name"] in _ROUND or (args["op_name"] not in _WEIGHTS_ONLY and {"int8", "uint8"} & set(taken[:2])):
         return "int8"
     given = [next(iter(entry)) for entry in args["output_type_shape"]]
     return next((_FLOATS[name] for name in taken + given if name in _FLOATS), "")

@@ -10,23 +10,22 @@ from __future__ import annotations
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeopt.core import registry
-from edgeopt.core.comparison import FIGURES, Baseline, Change, Comparison, Difference, RowChange, Side, Verdict
+from edgeopt.core.comparison import FIGURES, Baseline, Change, Comparison, Difference, RowChange, Side
 from edgeopt.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EdgeoptError, IncomparableError, UsageError, combine, did_you_mean
 from edgeopt.core.plan import Plan
 from edgeopt.core.protocols import Score
 from edgeopt.core.recipe import PlugUse
 from edgeopt.core.report import Report, Row
-from edgeopt.core.session import Interval, ScoreValue
+from edgeopt.core.session import ScoreValue
 from edgeopt.core.target import UNDER_LOAD
+from edgeopt.stages.compare_figures import Found, absent, apart, apart_by, change_of, gain, latency, memory, rate, size, times
 from edgeopt.stages.numbers import number
 
-MEMORY_NOISE, MEMORY_NOISE_MB = 0.05, 2.0  # peaks of the same artifact in two processes differ by less
 _PER_TARGET = ("backend", "scenario", "threads", "batch", "data_digest")
 _CALLED = {"data_digest": "evaluation data"}
 
@@ -129,36 +128,6 @@ def _arrays(folder: Path, session: str) -> dict[str, Any]:
         return {}
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A change before it is judged: its place in units that add up (logs of ratios, differences of scores)."""
-
-    change: Change
-    centre: float
-    low: float
-    high: float
-    margin: float = 0.0
-    is_ratio: bool = True
-
-    def judged(self, together: int) -> Change:
-        """The verdict by an interval that holds for so many rows together (Bonferroni), beyond the margin."""
-        wider = _wider(together)
-        low = self.centre - wider * (self.centre - self.low) - self.margin
-        high = self.centre + wider * (self.high - self.centre) + self.margin
-        verdict: Verdict = "same"
-        if low > 0 or high < 0:
-            verdict = "better" if (low > 0) == self.change.higher_is_better else "worse"
-        ends = (math.expm1(low), math.expm1(high)) if self.is_ratio else (low, high)
-        value = math.expm1(self.centre) if self.is_ratio else self.centre
-        return self.change.model_copy(update={"change": value, "ci95": ends, "verdict": verdict})
-
-
-def _wider(together: int) -> float:
-    from scipy import special
-
-    return float(special.ndtri(1 - 0.025 / together) / special.ndtri(0.975))
-
-
 class _Comparing:
     """One comparison in the making."""
 
@@ -168,13 +137,13 @@ class _Comparing:
         self.drift = {name: self._drift(name) for name in new.targets}
 
     def result(self) -> Comparison:
-        found: dict[tuple[str, str], list[Change | _Found]] = {key: list(self._row(*key)) for key in self.both}
-        together = Counter(one.change.figure for changes in found.values() for one in changes if isinstance(one, _Found))
+        found: dict[tuple[str, str], list[Change | Found]] = {key: list(self._row(*key)) for key in self.both}
+        together = Counter(one.change.figure for changes in found.values() for one in changes if isinstance(one, Found))
         rows = []
         for variant, target in dict.fromkeys((*self.new.rows, *self.old.rows)):
             changes = found.get((variant, target), [])
             side = "both" if (variant, target) in found else "new" if (variant, target) in self.new.rows else "old"
-            settled = [one.judged(together[one.change.figure]) if isinstance(one, _Found) else one for one in changes]
+            settled = [one.judged(together[one.change.figure]) if isinstance(one, Found) else one for one in changes]
             rows.append(RowChange(variant=variant, target=target, found=side, changes=settled))
         outcome = self._outcome(rows)
         return Comparison(
@@ -227,44 +196,44 @@ class _Comparing:
         runtimes = {(self.old.rows[key].runtime, self.new.rows[key].runtime) for key in self.both}
         return notes + sorted(f"another runtime: {old} → {new}" for old, new in runtimes if old and new and old != new)
 
-    def _row(self, variant: str, target: str) -> list[Change | _Found]:
+    def _row(self, variant: str, target: str) -> list[Change | Found]:
         old, new = self.old.rows[variant, target], self.new.rows[variant, target]
-        found: list[Change | _Found | None] = [self._speed(old, new), self._speedup(old, new)]
+        found: list[Change | Found | None] = [self._speed(old, new), self._speedup(old, new)]
         found += [self._score(old, new, label) for label in dict.fromkeys((*old.scores, *new.scores))]
-        found += [_size(old, new), _memory(old, new)]
+        found += [size(old, new), memory(old, new)]
         return [one for one in found if one is not None]
 
-    def _speed(self, old: Row, new: Row) -> Change | _Found | None:
+    def _speed(self, old: Row, new: Row) -> Change | Found | None:
         """Latency; in the throughput scenario the rate."""
         target = self.new.targets.get(new.target)
         margin = max(self._noise(new.target), self.drift.get(new.target, 0.0))
         if target is not None and target.scenario in UNDER_LOAD:
-            return _times("throughput", "per s", old, new, _rate, margin)
-        return _times("latency", "ms", old, new, _latency, margin)
+            return times("throughput", "per s", old, new, rate, margin)
+        return times("latency", "ms", old, new, latency, margin)
 
-    def _speedup(self, old: Row, new: Row) -> Change | _Found | None:
+    def _speedup(self, old: Row, new: Row) -> Change | Found | None:
         """Speed against the reference of the same session: what the whole machine did is in both and cancels."""
-        change = _times("speedup", "×", old, new, _gain, self._noise(new.target))
+        change = times("speedup", "×", old, new, gain, self._noise(new.target))
         references = self.old.report.reference, self.new.report.reference
-        if isinstance(change, _Found) and references[0] != references[1]:
-            return _apart(change.change, f"against {references[0]} there, against {references[1]} here")
+        if isinstance(change, Found) and references[0] != references[1]:
+            return apart(change.change, f"against {references[0]} there, against {references[1]} here")
         return change
 
-    def _score(self, old: Row, new: Row, label: str) -> Change | _Found | None:
+    def _score(self, old: Row, new: Row, label: str) -> Change | Found | None:
         before, after = old.scores.get(label), new.scores.get(label)
         one = after or before
         assert one is not None
         values = (side.value if side else None for side in (before, after))
-        change = _change(label, "score", one.unit, one.higher_is_better, *values)
+        change = change_of(label, "score", one.unit, one.higher_is_better, *values)
         if before is None or after is None:
-            return _apart(change, _absent(old, new))
+            return apart(change, absent(old, new))
         if (before.unit, before.higher_is_better) != (after.unit, after.higher_is_better) or self._set_differently(label):
-            return _apart(change, "the score is set differently")
+            return apart(change, "the score is set differently")
         if paired := self._paired(old, new, label, before, after):
-            return _Found(change.model_copy(update={"paired": True}), *paired, is_ratio=False)
+            return Found(change.model_copy(update={"paired": True}), *paired, is_ratio=False)
         if not before.ci95 or not after.ci95:
-            return _apart(change, "there is no interval to judge it by")
-        return _Found(change, *_apart_by((before.value, *before.ci95), (after.value, *after.ci95)), is_ratio=False)
+            return apart(change, "there is no interval to judge it by")
+        return Found(change, *apart_by((before.value, *before.ci95), (after.value, *after.ci95)), is_ratio=False)
 
     def _set_differently(self, label: str) -> bool:
         mine, yours = self.old.scores.get(label), self.new.scores.get(label)
@@ -291,92 +260,6 @@ class _Comparing:
         return -figures["drop"], -figures["drop_ci95"][1], -figures["drop_ci95"][0]
 
 
-_Figure = tuple[float, Interval | None]
-
-
-def _latency(row: Row) -> _Figure | None:
-    return (row.latency_ms.p50, row.latency_ms.p50_ci95) if row.latency_ms else None
-
-
-def _rate(row: Row) -> _Figure | None:
-    return (row.throughput_per_s, row.throughput_ci95) if row.throughput_per_s else None
-
-
-def _gain(row: Row) -> _Figure | None:
-    return (row.speedup.value, row.speedup.ci95) if row.speedup else None
-
-
-def _times(figure: str, unit: str, old: Row, new: Row, read: Callable[[Row], _Figure | None], margin: float) -> Change | _Found | None:
-    """A figure that is compared by its ratio."""
-    before, after = read(old), read(new)
-    if before is None and after is None:
-        return None
-    change = _change(figure, figure, unit, figure != "latency", before and before[0], after and after[0])
-    if before is None or after is None:
-        return _apart(change, _absent(old, new))
-    restless = [name for name, row in (("old", old), ("new", new)) if "unstable" in row.flags]
-    if restless:
-        return _apart(change, f"the {' and the '.join(restless)} session is flagged unstable")
-    ends = (before[0], after[0], *(before[1] or (0.0,)), *(after[1] or (0.0,)))
-    if not all(0 < end < math.inf for end in ends):
-        return _apart(change, "there is no interval to judge it by")
-    assert before[1] and after[1]
-    return _Found(change, *_apart_by(_logs(before[0], before[1]), _logs(after[0], after[1])), margin)
-
-
-def _own_score(use: PlugUse | None) -> Score | None:
-    """A score by its entry in a recipe; None where it ends in the user's code, which a report must not make us run."""
-    if use is None or (use.name == "python" and use.options.get("finish")):
-        return None
-    try:
-        made: Score = registry.load("scores", use.name).model_validate(use.options)
-        return made
-    except (EdgeoptError, ValueError):
-        return None
-
-
-def _size(old: Row, new: Row) -> Change | None:
-    sizes = [row.artifact.size_bytes if row.artifact else None for row in (old, new)]
-    if sizes == [None, None]:
-        return None
-    change = _change("size", "size", "MB", False, *(size if size is None else size / 1e6 for size in sizes))
-    if not sizes[0] or sizes[1] is None:
-        return _apart(change, _absent(old, new))
-    ratio = sizes[1] / sizes[0] - 1
-    verdict: Verdict = "same" if ratio == 0 else "better" if ratio < 0 else "worse"
-    return change.model_copy(update={"change": ratio, "ci95": (ratio, ratio), "verdict": verdict})
-
-
-def _memory(old: Row, new: Row) -> Change | None:
-    before, after = old.peak_rss_mb, new.peak_rss_mb
-    if before is None and after is None:
-        return None
-    change = _change("memory", "memory", "MB", False, before, after)
-    if before is None or after is None:
-        return _apart(change, _absent(old, new))
-    beyond = abs(after - before) > max(MEMORY_NOISE_MB, MEMORY_NOISE * before)
-    verdict: Verdict = "same" if not beyond else "better" if after < before else "worse"
-    return change.model_copy(update={"change": after / before - 1 if before else None, "verdict": verdict})
-
-
-def _change(figure: str, kind: str, unit: str, higher: bool, old: float | None, new: float | None) -> Change:
-    return Change(
-        figure=figure, kind=kind, unit=unit, higher_is_better=higher, old=old, new=new, change=None, ci95=None, verdict="not comparable"
-    )
-
-
-def _apart(change: Change, reason: str) -> Change:
-    return change.model_copy(update={"reason": reason})
-
-
-def _absent(old: Row, new: Row) -> str:
-    """Why one of two rows has no figure."""
-    for name, row in (("new", new), ("old", old)):
-        if row.status != "measured":
-            return f"{row.status} in the {name} run" + (f": {row.reason.splitlines()[0]}" if row.reason else "")
-    return "only one of the runs has it"
-
-
 def _unchanged(old: Row, new: Row) -> bool:
     """Whether the same artifact was executed by the same runtime on both sides."""
     same = old.artifact and new.artifact and old.artifact.digest == new.artifact.digest
@@ -388,11 +271,12 @@ def _p50(row: Row) -> float:
     return row.latency_ms.p50
 
 
-def _logs(value: float, ci: Interval) -> tuple[float, float, float]:
-    return math.log(value), math.log(ci[0]), math.log(ci[1])
-
-
-def _apart_by(old: tuple[float, float, float], new: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Difference of two independent figures with its interval, from theirs (Zou and Donner's MOVER, 2008)."""
-    difference = new[0] - old[0]
-    return difference, difference - math.hypot(new[0] - new[1], old[2] - old[0]), difference + math.hypot(new[2] - new[0], old[0] - old[1])
+def _own_score(use: PlugUse | None) -> Score | None:
+    """A score by its entry in a recipe; None where it ends in the user's code, which a report must not make us run."""
+    if use is None or (use.name == "python" and use.options.get("finish")):
+        return None
+    try:
+        made: Score = registry.load("scores", use.name).model_validate(use.options)
+        return made
+    except (EdgeoptError, ValueError):
+        return None

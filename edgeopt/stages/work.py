@@ -33,6 +33,8 @@ ONNX: dict[str, tuple[Kind, int, int]] = {
     "MatMulInteger": ("matrix", 0, 1),
     "QLinearMatMul": ("matrix", 0, 3),
     "LSTM": ("recurrent", 0, 1),
+    "DynamicQuantizeLSTM": ("recurrent", 0, 1),
+    "DynamicQuantizeMatMul": ("matrix", 0, 1),
     "GRU": ("recurrent", 0, 1),
     "RNN": ("recurrent", 0, 1),
 }

@@ -69,7 +69,17 @@ def test_what_nncf_makes_unsigned_reaches_as_far_when_it_is_signed(tmp_path):
 
 def test_what_the_engine_offers(tmp_path):
     made = imported(tmp_path, small.attention())
-    _, notes = quantize(tmp_path, made, X86, engine="nncf", calibration="mse", smooth=0.5, bias_correction="none", model_type="transformer")
+    _, notes = quantize(
+        tmp_path,
+        made,
+        X86,
+        engine="nncf",
+        calibration="mse",
+        smooth=0.5,
+        bias_correction="none",
+        model_type="transformer",
+        reduce_range=False,
+    )
     assert notes["chosen"] == "transformer, mse, no bias correction, SmoothQuant 0.5"
     (tmp_path / "ov").mkdir()
     for refused, target, told in [
