@@ -69,6 +69,9 @@ class Onnxruntime(Backend):
     def on_gpu(self, target: Mapping[str, Any]) -> bool:
         return _provider(target) != "cpu"
 
+    def here(self, target: Mapping[str, Any]) -> str:
+        return machine.lacks_vnni() if _retypes(target) else ""
+
     def refuses(self, execution: Mapping[str, str]) -> str:
         asked = execution.get("float", "f32")
         if asked in self.executions:
@@ -85,8 +88,8 @@ class Onnxruntime(Backend):
 
         shutil.copytree(model.files, ctx.folder, dirs_exist_ok=True)
         main = ctx.folder / model.main
-        if ctx.target.get("arch") == "x86_64" and ctx.target.get("int8") != "s8s8" and _provider(ctx.target) == "cpu":
-            _retype(main)
+        if _retypes(ctx.target) and _provider(ctx.target) == "cpu":
+            _retype(main, bool(self.here(ctx.target)))
         options = ctx.target.get("options", {})
         try:
             runtime.open(main, threads=machine.threads(), requests=1, options=options, execution=model.execution).close()
@@ -99,12 +102,19 @@ def _provider(target: Mapping[str, Any]) -> str:
     return str(target.get("options", {}).get("provider", "cpu"))
 
 
-def _retype(main: Path) -> None:
+def _retypes(target: Mapping[str, Any]) -> bool:
+    """Whether S8 activations become U8 for a target; those of providers on GPUs say `int8: s8s8`."""
+    return target.get("arch") == "x86_64" and target.get("int8") != "s8s8"
+
+
+def _retype(main: Path, overflows: bool) -> None:
     """Rewrite the model where it has S8 activations; other models stay as they are, to the byte."""
-    from edgeopt.backends.onnxruntime_u8 import retype
+    from edgeopt.backends.onnxruntime_u8 import narrow, retype
 
     if retype(onnx_format.load(main, weights=False).graph):
         proto = onnx_format.load(main)
         retype(proto.graph)
+        if overflows:
+            narrow(proto.graph)
         main.with_name(onnx_format.WEIGHTS).unlink(missing_ok=True)
         onnx_format.save(proto, main)

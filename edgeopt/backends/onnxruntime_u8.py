@@ -62,6 +62,36 @@ def retype(graph: GraphProto) -> int:
     return done
 
 
+def narrow(graph: GraphProto) -> int:
+    """Store symmetric S8 weights behind DequantizeLinear with 7 bits and twice the scale, where they have 8; returns how many.
+
+    Without VNNI the kernels add up two products of U8 and S8 in 16 bits, which 8 bits overflow: a CNN fell from 98.3 to 95 %.
+    """
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    done: dict[tuple[str, str], list[str]] = {}
+    for node in graph.node:
+        weight = stored.get(node.input[0]) if node.op_type == DQ else None
+        if weight is None or weight.data_type != TensorProto.INT8 or len(weight.dims) < 2 or node.input[1] not in stored:
+            continue
+        values, scale = numpy_helper.to_array(weight), numpy_helper.to_array(stored[node.input[1]])
+        zero = stored.get(node.input[2]) if len(node.input) > 2 else None
+        if np.abs(values.astype(np.int16)).max(initial=0) <= 64 or (zero is not None and numpy_helper.to_array(zero).any()):
+            continue
+        pair = (node.input[0], node.input[1])
+        if pair not in done:
+            done[pair] = [f"{pair[0]}_7bit_{len(done)}", f"{pair[1]}_7bit_{len(done)}"]
+            arrays = np.rint(values / 2).astype(np.int8), (scale * 2).astype(scale.dtype)
+            graph.initializer.extend(numpy_helper.from_array(array, name) for array, name in zip(arrays, done[pair], strict=True))
+        node.input[0], node.input[1] = done[pair]
+    read = {name for node in graph.node for name in onnx_format.reads(node)} | {value.name for value in graph.output}
+    for name in {name for pair in done for name in pair} - read:
+        graph.initializer.remove(stored[name])
+    return len(done)
+
+
 class _Positive:
     """Which tensors never fall below 0."""
 

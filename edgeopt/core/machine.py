@@ -85,6 +85,13 @@ def fingerprint() -> dict[str, Any]:
     return facts
 
 
+def lacks_vnni() -> str:
+    """Why 8-bit weights overflow on this machine, or an empty string: x86 without VNNI adds up products of U8 and S8 in 16 bits."""
+    facts = fingerprint()
+    lacking = facts["arch"] == "x86_64" and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(facts["isa"])
+    return "this CPU has no VNNI" if lacking else ""
+
+
 def with_gpus() -> dict[str, Any]:
     """The fingerprint with the GPUs in it, for timings that are theirs."""
     facts = {**{name: value for name, value in fingerprint().items() if name != "id"}, **gpus()}

@@ -327,6 +327,10 @@ class Backend:
         """Whether what this machine compiles for the target runs on this machine's GPU and driver alone."""
         return False
 
+    def here(self, target: Mapping[str, Any]) -> str:
+        """What of this machine decides what is compiled for such a target, in words that are part of the key; empty where nothing does."""
+        return ""
+
     def check(self, path: Path, target: Mapping[str, Any]) -> list[Finding]:
         """What keeps a model file from compiling for the target or from running right there, without compiling it."""
         return []

@@ -133,6 +133,4 @@ class QuantizeInt8(
         rounds_to_u8 = target.get("backend") == "openvino" or flavour_of(target) == "u8s8"
         if self.reduce_range != "auto" or target.get("arch") != "x86_64" or not rounds_to_u8:
             return ""
-        facts = machine.fingerprint()
-        lacking = facts["arch"] == "x86_64" and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(facts["isa"])
-        return "this CPU has no VNNI" if lacking else ""
+        return machine.lacks_vnni()

@@ -220,6 +220,8 @@ class _Planner:
         }
         if backend.bound_to_gpu(target.model_dump(mode="json")):
             parts["gpu"] = machine.gpus()
+        if found := backend.here(parts["target"]):
+            parts["machine"] = found
         return self._add("compile", target.backend, parts["options"], before, parts, target.backend, target)
 
     def _add(

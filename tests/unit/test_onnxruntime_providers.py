@@ -57,7 +57,7 @@ def test_a_target_for_a_gpu_that_lets_u8_pass_is_not_read(tmp_path: Path, provid
 def test_a_gpu_gets_activations_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even from a target that nobody checked."""
     retyped: list[Path] = []
-    monkeypatch.setattr(backend, "_retype", retyped.append)
+    monkeypatch.setattr(backend, "_retype", lambda path, overflows: retyped.append(path))
     monkeypatch.setattr(Onnxruntime, "can_build", lambda self, fields: "")
     monkeypatch.setattr(runtime, "open", lambda *_, **__: io.BytesIO())
     small.write(small.mlp(), tmp_path)
