@@ -81,8 +81,12 @@ class Tensorrt(Backend):
         reasons = [library.why_not_run(product) for product in library.PACKAGES]
         if "" in reasons:
             return ""
-        able = [library.TITLES[product] for product in library.PACKAGES if not library.why_not_build(product)]
-        return (f"builds for {able[0]} and cannot run: {library.look('rtx').gpu}") if able else "; ".join(dict.fromkeys(reasons))
+        able = [product for product in library.PACKAGES if not library.why_not_build(product)]
+        return (
+            f"builds for {library.TITLES[able[0]]} and cannot run: {library.why_not_run(able[0])}"
+            if able
+            else "; ".join(dict.fromkeys(reasons))
+        )
 
     def can_build(self, target: Mapping[str, Any]) -> str:
         from edgeopt.runner import tensorrt_library as library

@@ -10,6 +10,7 @@ looked up among installed entry points of the group `edgeopt.runner`, whose valu
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -23,11 +24,22 @@ RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "null")
 
 
 class Problem(Exception):
-    """A failure that is not a bug of ours: kind (usage, missing, resource, step), cause in one line, remedy."""
+    """A failure that is not a bug of ours: kind (usage, missing, untrusted, resource, step), cause in one line, remedy."""
 
     def __init__(self, kind: str, cause: str, remedy: str = "") -> None:
         self.kind, self.cause, self.remedy = kind, " ".join(cause.split())[:600], remedy
         super().__init__(self.cause)
+
+
+def understood(error: BaseException, doing: str) -> Problem | None:
+    """What an exception means to the user where it is a Problem, or where memory or disk ran out; None for any other."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, MemoryError):
+        return Problem("resource", f"{doing}: out of memory", "use a smaller batch, or a larger machine")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Problem("resource", f"{doing}: the disk is full", "free space")
+    return None
 
 
 class Port(NamedTuple):

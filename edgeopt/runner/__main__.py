@@ -4,6 +4,9 @@
 import os
 import sys
 
+if not sys.flags.safe_path:
+    del sys.path[0]  # the folder where the user stands, a bundle perhaps: what lies there is no module of ours
+
 # The runner does no linear algebra; numpy would start a pool of threads for it and count in the memory.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -9,8 +9,6 @@ The clock is ours, around the session's steps; the runtime never times itself.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import gc
 import importlib
 import os
@@ -26,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.runner import RUNTIMES, Port, Problem, Session, check, frames
+from edgeopt.runner import RUNTIMES, Port, Problem, Session, check, frames, understood
+from edgeopt.runner.children import die_with_parent
 
 Arrays = frames.Arrays
 Reply = tuple[dict[str, Any], Arrays]
 REQUESTS = ("open", "feeds", "first", "time", "flood", "infer", "facts", "profile", "loadgen", "usage", "close")
-_PR_SET_PDEATHSIG = 1
 _INSTALLED_BY = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
 
 
@@ -52,15 +50,6 @@ def serve(parent: int | None = None) -> None:
             open_ = header.get("do") != "close"
     sys.stderr.flush()
     os._exit(0)  # the exit handlers of the runtimes may hang or crash, and nothing here needs them
-
-
-def die_with_parent(parent: int | None = None) -> None:
-    """Have the system kill this process when its parent ends; it ends at once where that one is gone already."""
-    if sys.platform == "linux":
-        parent = parent or os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(0)
 
 
 class Child:
@@ -199,12 +188,8 @@ def runtime_of(backend: str) -> ModuleType:
 
 def _problem(error: Exception, do: str) -> Problem:
     """What any exception means to the user."""
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, MemoryError):
-        return Problem("resource", f"{do}: out of memory", "use a smaller batch, or a larger machine")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Problem("resource", f"{do}: the disk is full", "free space")
+    if found := understood(error, do):
+        return found
     if isinstance(error, TypeError) and f"Child.{do}()" in str(error):
         return Problem("usage", f"{do}: {str(error).partition('() ')[2]}", "see the docstring of edgeopt.runner.serve")
     return Problem("step", f"{do}: {type(error).__name__}: {error}", "the full traceback is in the run's log")

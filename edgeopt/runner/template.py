@@ -20,7 +20,7 @@ import os
 import random
 import socket
 
-from edgeopt.runner import Problem, serve
+from edgeopt.runner import Problem, children, serve
 
 FORKS = ("onnxruntime", "openvino", "null")  # others may hold threads or a GPU once they are imported, which no fork survives
 _MOST = 1 << 10  # bytes of a message
@@ -29,7 +29,7 @@ _HEAP, _PAGES = 64 << 10, 512  # the largest shift of the heap in bytes, of the 
 
 def run(runtime: str, descriptor: int) -> None:
     """Fork a child for each request until the parent is gone."""
-    serve.die_with_parent()
+    children.die_with_parent()
     if runtime in FORKS:
         with contextlib.suppress(Problem):  # the child meets it again, and can tell it
             serve.runtime_of(runtime)

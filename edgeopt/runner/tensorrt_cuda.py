@@ -16,11 +16,8 @@ from edgeopt.runner import Problem
 
 
 def runtime() -> Any:
-    """cuda-bindings' module of the CUDA runtime. Raises a Problem where it is not installed."""
-    try:
-        return importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise Problem("missing", f"cuda-bindings is needed here and cannot be imported: {error}", "pip install cuda-bindings") from None
+    """cuda-bindings' module of the CUDA runtime; `tensorrt_library.why_not_run` has told where it is not installed."""
+    return importlib.import_module("cuda.bindings.runtime")
 
 
 def call(doing: str, answer: tuple[Any, ...]) -> Any:

@@ -7,7 +7,6 @@ Both products go through here, told apart by features; always strongly typed: pr
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.runner import Problem
+from edgeopt.runner import Problem, children, understood
 from edgeopt.runner import tensorrt_library as library
 from edgeopt.runner import tensorrt_log as log
 from edgeopt.runner.tensorrt_library import trt
@@ -27,7 +26,6 @@ from edgeopt.runner.tensorrt_library import trt
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_PR_SET_PDEATHSIG = 1
 # 50 s for a two-step GRU of batch 1, more than anyone waits for a longer one: some builds of RTX 1.7 grow without end.
 _ENDLESS = "recurrent layers of batch 1 are known for it: give the batch axis a range to 2 under profiles, or raise build_limit_s"
 
@@ -36,11 +34,13 @@ def ask(request: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
     """Have a child do a request (`build` or `support`). Raises a Problem when it cannot, crashes or takes longer than `limit_s`."""
     doing = "the parser of TensorRT" if request["do"] == "support" else "building the engine"
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgeopt.runner.tensorrt_engine"],
+        children.python("edgeopt.runner.tensorrt_engine"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=sys.stderr.fileno() if _has_file(sys.stderr) else subprocess.DEVNULL,
         text=True,
+        env=children.environment(),
+        start_new_session=True,
     )
     try:
         out, _ = process.communicate(json.dumps(request), timeout=limit_s)
@@ -234,21 +234,18 @@ def _checked(doing: str, made: Any, said: list[log.Line]) -> Any:
 
 
 def _main() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a build without end dies with who asked for it
+    children.die_with_parent()  # a build without end dies with who asked for it
     request = json.load(sys.stdin)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # TensorRT prints
     try:
         answer = {"build": build, "support": support}[request["do"]](request)
-    except Problem as problem:
-        answer = {"problem": {"kind": problem.kind, "cause": problem.cause, "remedy": problem.remedy}}
-    except MemoryError:
-        answer = {"problem": {"kind": "resource", "cause": "building the engine: out of memory", "remedy": "build on a larger machine"}}
     except Exception as error:  # noqa: BLE001 (whatever a binding raises becomes an answer)
-        traceback.print_exc()
-        cause = f"building the engine: {type(error).__name__}: {error}"
-        answer = {"problem": {"kind": "step", "cause": cause, "remedy": "the full traceback is in the run's log"}}
+        problem = understood(error, "building the engine")
+        if problem is None:
+            traceback.print_exc()
+            problem = Problem("step", f"building the engine: {type(error).__name__}: {error}", "the full traceback is in the run's log")
+        answer = {"problem": {"kind": problem.kind, "cause": problem.cause, "remedy": problem.remedy}}
     out.write(json.dumps(answer) + "\n")
     out.flush()
     sys.stderr.flush()

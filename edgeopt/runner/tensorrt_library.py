@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgeopt.runner import children
+
 __all__ = ["EXTRAS", "PACKAGES", "TITLES", "Finding", "gpu_problem", "load", "look", "trt", "why_not_build", "why_not_run"]
 
 PACKAGES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
@@ -35,7 +37,8 @@ DRIVER_FILES = (
 class Finding(NamedTuple):
     """`library`: why the product cannot be used, or empty; `gpu`: why no GPU can, or empty; its version, the driver's CUDA and the GPUs.
 
-    `driver` is the driver's own version, as 580.65.06; empty where nothing tells it.
+    `driver` is the driver's own version, as 580.65.06; empty where nothing tells it. `bindings`: why cuda-bindings
+    cannot be used with it, or empty.
     """
 
     library: str
@@ -44,6 +47,7 @@ class Finding(NamedTuple):
     cuda: int = 0
     gpus: tuple[dict[str, Any], ...] = ()
     driver: str = ""
+    bindings: str = ""
 
 
 @cache
@@ -60,9 +64,11 @@ def look(product: str) -> Finding:
 
 def _asked(product: str) -> Finding | str:
     """What a child finds for a product, or without one for the GPU alone; else what became of the child."""
-    asked = [sys.executable, "-m", "edgeopt.runner.tensorrt_library", product]
+    asked = children.python("edgeopt.runner.tensorrt_library", product)
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=_LONGEST_S, check=False)
+        done = subprocess.run(
+            asked, capture_output=True, text=True, timeout=_LONGEST_S, check=False, env=children.environment(), start_new_session=True
+        )
         found = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         return f"gives no answer within {_LONGEST_S} s"
@@ -80,7 +86,7 @@ def why_not_build(product: str) -> str:
 def why_not_run(product: str) -> str:
     """Why engines of a product cannot run here, or an empty string."""
     found = look(product)
-    return found.library or found.gpu
+    return found.library or found.gpu or found.bindings
 
 
 class Product:
@@ -178,16 +184,36 @@ def driver_version() -> str:
     return ""
 
 
+def bindings_problem(cuda: int) -> str:
+    """Why cuda-bindings, which an engine is run by, cannot be used with a driver for this CUDA (13020: 13.2), or an empty string.
+
+    They bring a CUDA runtime of their own major version, and a driver runs those up to its own.
+    """
+    from importlib.metadata import version
+
+    newest = cuda // 1000
+    install = f"pip install 'cuda-bindings=={newest}.*'"
+    try:
+        import_module("cuda.bindings.runtime")
+        found = version("cuda-bindings")
+    except ImportError as error:
+        return f"engines are run by cuda-bindings, and they cannot be imported ({error}): {install}"
+    late = int(found.partition(".")[0]) > newest
+    return f"cuda-bindings {found} are too new for this driver, which is for CUDA {newest}: {install}" if late else ""
+
+
 def _last(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1] if lines else "it says nothing"
 
 
 def _main(product: str) -> None:
+    children.die_with_parent()
     library = library_problem(product) if product else ""
     gpu, cuda, gpus = gpu_problem()
+    driver, bindings = ("", "") if gpu else (driver_version(), bindings_problem(cuda))
     version = "" if library or not product else str(import_module(PACKAGES[product]).__version__)
-    print(json.dumps(Finding(library, gpu, version, cuda, tuple(gpus), "" if gpu else driver_version())._asdict()), flush=True)
+    print(json.dumps(Finding(library, gpu, version, cuda, tuple(gpus), driver, bindings)._asdict()), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +18,7 @@ import pytest
 import small_onnx as small
 
 from edgeopt.backends.tensorrt import TensorrtOptions
-from edgeopt.runner import Problem, build, tensorrt, tensorrt_cuda, tensorrt_timing
+from edgeopt.runner import Problem, build, engines, tensorrt, tensorrt_cuda, tensorrt_engine, tensorrt_timing
 from edgeopt.runner import tensorrt_library as library
 
 no_rtx = library.why_not_build("rtx")
@@ -73,7 +78,6 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 def on_a_device(monkeypatch):
     """As if a GPU were here: RTX really builds, the engine's test is answered by hand."""
     monkeypatch.setattr(library, "look", lambda product: HERE)
-    monkeypatch.setattr(build, "find_spec", lambda name: True)
     monkeypatch.setattr(build, "_test", lambda *asked: 1e-6)
 
 
@@ -144,7 +148,7 @@ def test_a_symbolic_link_is_refused(tmp_path):
 def test_it_builds_once_tests_and_says_what_it_did(tmp_path, on_a_device):
     folder = bundle(tmp_path / "b")
     assert build.build(folder).startswith("built: engines/")
-    name = build.current(folder / "engines")
+    name = engines.current(folder / "engines")
     engine = folder / "engines" / name / "engine.plan"
     record = json.loads(engine.with_name("build.json").read_text())
     assert record["sha256"] == sha(engine) and record["gpu"] == ADA and record["version"] == HERE.version
@@ -174,29 +178,31 @@ def test_another_driver_gpu_version_or_option_gets_an_engine_of_its_own(tmp_path
 def test_the_old_engine_stays_until_the_new_one_passes(tmp_path, on_a_device, monkeypatch):
     folder = bundle(tmp_path / "b")
     build.build(folder)
-    old = build.current(folder / "engines")
+    old = engines.current(folder / "engines")
     monkeypatch.setattr(library, "look", lambda product: HERE._replace(cuda=13030))
 
     def fails(*asked):
         raise Problem("step", "the new engine does not reproduce the golden outputs", "")
 
     monkeypatch.setattr(build, "_test", fails)
-    with pytest.raises(Problem, match="does not reproduce"):
-        build.build(folder)
-    assert build.current(folder / "engines") == old
-    assert {path.name for path in (folder / "engines").iterdir() if path.is_dir()} == {old}
+    for _ in range(2):  # the second is compiled anew, and replaces the first
+        with pytest.raises(Problem, match="does not reproduce") as caught:
+            build.build(folder)
+    assert engines.current(folder / "engines") == old
+    [failed] = {path.name for path in (folder / "engines").iterdir() if path.is_dir()} - {old}
+    assert failed.endswith(".failed") and f"engines/{failed}" in str(caught.value) and engines.sound(folder / "engines" / failed)
     last = json.loads((folder / "engines" / "log.jsonl").read_text().splitlines()[-1])
-    assert last["outcome"] == "failed" and last["kept"] == old
+    assert last["outcome"] == "failed" and last["kept"] == old and last["put_aside"] == f"engines/{failed}"
     monkeypatch.setattr(build, "_test", lambda *asked: 0.0)
-    build.build(folder)
-    assert build.current(folder / "engines") != old
+    assert build.build(folder).startswith("built:"), "what failed is not taken for a new one"
+    assert engines.current(folder / "engines") not in (old, failed)
 
 
 @rtx
 def test_a_damaged_engine_is_built_again(tmp_path, on_a_device):
     folder = bundle(tmp_path / "b")
     build.build(folder)
-    engine = folder / "engines" / build.current(folder / "engines") / "engine.plan"
+    engine = folder / "engines" / engines.current(folder / "engines") / "engine.plan"
     engine.write_bytes(b"cut")
     assert build.build(folder).startswith("built:") and engine.stat().st_size > 1000
 
@@ -208,17 +214,56 @@ def test_a_bundle_for_another_gpu_is_refused(tmp_path, on_a_device, monkeypatch)
 
 
 def test_without_cuda_bindings_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(library, "look", lambda product: HERE)
-    monkeypatch.setattr(build, "find_spec", lambda name: None)
-    with pytest.raises(Problem, match="cuda-bindings") as caught:
+    monkeypatch.setattr(library, "look", lambda product: HERE._replace(bindings="no cuda-bindings"))
+    with pytest.raises(Problem, match="no cuda-bindings") as caught:
         build.build(bundle(tmp_path / "b"))
-    assert caught.value.kind == "missing"
+    assert caught.value.kind == "missing" and library.why_not_run("rtx") == "no cuda-bindings"
+    assert library.why_not_build("rtx") == library.why_not_build("tensorrt") == "", "no engine is run to build one"
 
 
-def test_without_golden_outputs_no_engine_is_trusted(tmp_path):
+def bindings(folder: Path, version: str) -> None:
+    """A package cuda-bindings as far as it is asked."""
+    (folder / "cuda" / "bindings").mkdir(parents=True)
+    (folder / "cuda" / "bindings" / "runtime.py").write_text("")
+    record = folder / f"cuda_bindings-{version}.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: cuda-bindings\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [("12.9.1", ""), ("11.8", ""), ("13.0.3", "cuda-bindings 13.0.3 are too new for this driver, which is for CUDA 12"), ("", "imported")],
+)
+def test_cuda_bindings_fit_the_driver(version, said, tmp_path):
+    if version:
+        bindings(tmp_path, version)
+    code = "from edgeopt.runner import tensorrt_library; print(tensorrt_library.bindings_problem(12080))"
+    path = f"{tmp_path}{os.pathsep}{build.children.environment()['PYTHONPATH']}"
+    told = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    assert said in told.stdout and ("pip install 'cuda-bindings==12.*'" in told.stdout) == bool(said) and not told.stderr
+
+
+def test_without_golden_outputs_nothing_is_compiled(tmp_path):
     folder = bundle(tmp_path / "b", golden=False)
-    with pytest.raises(Problem, match="no golden outputs"):
-        build._test(folder, json.loads((folder / "manifest.json").read_text()), folder / "e", {})
+    done = command(folder)
+    assert done.returncode == 2 and "no golden outputs" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["torn", "no zip", "pickle", "other samples"])
+def test_golden_samples_that_cannot_be_read_are_refused_in_words(damage, tmp_path):
+    folder = bundle(tmp_path / "b")
+    path = folder / "golden" / "outputs.npz"
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:-40])
+    elif damage == "no zip":
+        np.save(path.open("wb"), np.ones(3))
+    elif damage == "pickle":
+        np.savez(path, **{"0/y": np.array([None])})
+    else:
+        np.savez(path, **{"1/y": np.ones((1, 5), np.float32)})
+    seal(folder)
+    done = command(folder)
+    assert done.returncode == 6 and "Traceback" not in done.stderr and "golden" in done.stderr and "→ make the bundle again" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -232,7 +277,157 @@ def test_an_error_is_a_share_of_the_largest_value(found, share):
 def test_an_engine_that_does_not_open_fails_the_test_not_us(tmp_path):
     folder = bundle(tmp_path / "b")
     with pytest.raises(Problem, match="no such file"):
-        build._test(folder, json.loads((folder / "manifest.json").read_text()), folder / "e.plan", {})
+        build._test(build.golden_of(folder, json.loads((folder / "manifest.json").read_text())), folder / "e.plan", {})
+
+
+# -- what may come between ------------------------------------------------------------------------
+
+DEVICE = """
+import sys
+from edgeopt.runner import build, tensorrt_library as library
+gpu = {"name": "GPU", "compute_capability": "8.9"}
+library.look = lambda product: library.Finding("", "", "1.7.1.116", 13020, (gpu,))
+build._test = lambda *asked: 1e-6
+sys.exit(build.main(sys.argv[1:]))
+"""
+
+
+def device(folder: Path) -> subprocess.Popen[str]:
+    """The command as if a GPU were here: RTX really builds, the engine's test is answered by hand."""
+    return subprocess.Popen([sys.executable, "-c", DEVICE, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def builder(process: subprocess.Popen[str]) -> Path:
+    """/proc of the child that builds, once it has loaded TensorRT."""
+    while process.poll() is None:
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if "tensorrt_rtx" in Path(f"/proc/{pid}/maps").read_text():
+                    return Path(f"/proc/{pid}")
+        time.sleep(0.01)
+    raise AssertionError(process.stderr and process.stderr.read())
+
+
+def alive(place: Path) -> bool:
+    try:
+        return (place / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@rtx
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_build_that_is_stopped_leaves_nothing_behind(sent, code, tmp_path):
+    folder = bundle(tmp_path / "b")
+    # Where the suite was started behind &, SIGINT is ignored, and Python leaves it so.
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = device(folder)
+    finally:
+        signal.signal(signal.SIGINT, old)
+    child = builder(process)
+    os.kill(int(child.name), signal.SIGSTOP)
+    process.send_signal(sent)
+    _, said = process.communicate()
+    assert process.returncode == code and "Traceback" not in said
+    while alive(child):
+        time.sleep(0.01)
+    left = {path.name for path in (folder / "engines").iterdir()}
+    if sent != signal.SIGKILL:
+        assert "cancelled" in said and left == {engines.LOCK}
+    assert device(folder).communicate()[0].startswith("built:")
+    assert not (folder / "engines" / engines.PART).exists()
+
+
+@rtx
+def test_of_two_builds_at_once_one_waits_and_finds_it_done(tmp_path):
+    folder = bundle(tmp_path / "b")
+    with engines.held(folder / "engines"):
+        both = [device(folder), device(folder)]
+        waiting = [process.stderr.readline() for process in both if process.stderr]
+        assert all(line.startswith("waiting: another build is at work in") for line in waiting)
+    told = sorted(process.communicate()[0].partition(":")[0] for process in both)
+    assert told == ["built", "up to date"] and len((folder / "engines" / "log.jsonl").read_text().splitlines()) == 1
+
+
+@rtx
+def test_a_sound_engine_is_up_to_date_without_writing(tmp_path, on_a_device):
+    folder = bundle(tmp_path / "b")
+    build.build(folder)
+    with (folder / "engines" / engines.LOCK).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert build.build(folder).startswith("up to date")
+
+
+def test_a_test_that_says_nothing_of_the_engine_leaves_it_to_the_next(tmp_path, on_a_device, monkeypatch):
+    def busy(*asked):
+        raise Problem("resource", "the GPU's memory is full", "")
+
+    def compiled(plan, model, place, here):
+        place.mkdir()
+        (place / "engine.plan").write_bytes(b"engine")
+        (place / "build.json").write_text(json.dumps({"sha256": hashlib.sha256(b"engine").hexdigest()}))
+
+    folder = bundle(tmp_path / "b")
+    monkeypatch.setattr(build, "_compile", compiled)
+    monkeypatch.setattr(build, "_test", busy)
+    with pytest.raises(Problem, match="memory is full"):
+        build.build(folder)
+    assert engines.current(folder / "engines") is None
+    monkeypatch.setattr(build, "_test", lambda *asked: 0.0)
+    assert build.build(folder).startswith("reused:")
+
+
+@rtx
+@pytest.mark.parametrize("full", [".part.json", "log.jsonl"])
+def test_a_full_disk_is_told_in_words_and_7(full, tmp_path):
+    folder = bundle(tmp_path / "b")
+    (folder / "engines").mkdir()
+    (folder / "engines" / full).symlink_to("/dev/full")
+    process = device(folder)
+    _, said = process.communicate()
+    assert process.returncode == 7 and "the disk is full" in said and "Traceback" not in said
+
+
+@rtx
+def test_an_engine_that_does_not_fit_the_disk_is_no_failed_step(tmp_path):
+    folder = bundle(tmp_path / "b")
+    plan = json.loads((folder / "model" / "build-plan.json").read_text())
+    with pytest.raises(Problem, match="the disk is full") as caught:
+        tensorrt_engine.ask({**plan, "do": "build", "model": str(folder / "model" / "model.onnx"), "engine": "/dev/full"}, 60)
+    assert caught.value.kind == "resource"
+
+
+def test_a_bundle_that_cannot_be_written_is_told_with_the_way_out_and_2(tmp_path):
+    folder = bundle(tmp_path / "b")
+    (folder / "engines").symlink_to("/sys/kernel")  # not even root makes files there
+    process = device(folder)
+    _, said = process.communicate()
+    assert process.returncode == 2 and "→ copy the bundle to a folder where you may read and write" in said and "Traceback" not in said
+
+
+def test_too_little_memory_is_told_in_words_and_7(tmp_path):
+    folder = bundle(tmp_path / "b")
+    code = DEVICE.replace("sys.exit(", "def full(plan):\n    raise MemoryError\nbuild._here = full\nsys.exit(")
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 7 and "out of memory" in done.stderr
+
+
+def test_modules_that_lie_in_the_bundle_are_not_taken(tmp_path):
+    """Wherever the user stands: neither by the command, nor by the look at TensorRT, the build and the engine's test."""
+    folder = bundle(tmp_path / "b")
+    for name in ("numpy", "json", "tensorrt", "tensorrt_rtx"):
+        (folder / f"{name}.py").write_text("print('taken', flush=True)\nraise SystemExit(77)\n")
+    environment = build.children.environment()
+    asked = [
+        ([sys.executable, "-m", "edgeopt.runner", "build", "."], b""),
+        (build.children.python("edgeopt.runner", "serve"), b""),
+        (build.children.python("edgeopt.runner.tensorrt_library", "rtx"), b""),
+        (build.children.python("edgeopt.runner.tensorrt_engine"), b'{"do": "support", "product": "none"}'),
+    ]
+    for command_, given in asked:
+        done = subprocess.run(command_, cwd=folder, env=environment, input=given, capture_output=True, check=False)
+        assert b"taken" not in done.stdout + done.stderr and done.returncode != 77
 
 
 # -- engines that are never loaded -----------------------------------------------------------------
