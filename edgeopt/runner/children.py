@@ -19,8 +19,8 @@ def python(module: str, *arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """The environment of a child: it finds the modules that this process finds, edgeopt among them wherever that lies."""
-    path = [*filter(None, sys.path), str(Path(__file__).parents[2])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
+    path = [os.environ.get("PYTHONPATH", ""), *sys.path, str(Path(__file__).parents[2])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, path)))}
 
 
 def die_with_parent(parent: int | None = None) -> None:
