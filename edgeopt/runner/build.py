@@ -89,7 +89,7 @@ def build(bundle: Path) -> str:
     manifest = verified(bundle)
     golden = golden_of(bundle, manifest)
     model = bundle / manifest["model"]["main"]
-    plan = _read(model.with_name(PLAN), "the bundle has no build plan")
+    plan = _read(model.with_name(PLAN), "the bundle has no build plan", ("files", "product", "options", "profile"))
     here = _here(plan)
     place = bundle / "engines" / key(plan, here)
     if _in_use(place):
@@ -131,7 +131,7 @@ def _renew(place: Path, plan: dict[str, Any], model: Path, golden: Golden, here:
 
 def verified(bundle: Path) -> dict[str, Any]:
     """The manifest of a bundle whose files are all there and unchanged. Raises a Problem (untrusted) otherwise."""
-    manifest = _read(bundle / "manifest.json", f"{bundle} is no bundle")
+    manifest = _read(bundle / "manifest.json", f"{bundle} is no bundle", ("files", "target", "model"))
     again = "make the bundle again, and copy it whole"
     for name, entry in manifest.get("files", {}).items():
         place = PurePosixPath(name)
@@ -291,11 +291,13 @@ def _samples(bundle: Path, name: str) -> dict[str, frames.Arrays]:
     return found
 
 
-def _read(path: Path, missing: str) -> dict[str, Any]:
+def _read(path: Path, missing: str, wanted: tuple[str, ...]) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise Problem("usage", f"{missing} ({path.name} is missing or damaged)", "name the folder of a bundle that edgeopt made") from None
     if not isinstance(found, dict):
         raise Problem("usage", f"{missing} ({path.name} holds no object)", "name the folder of a bundle that edgeopt made")
+    if lacking := [name for name in wanted if name not in found]:
+        raise Problem("usage", f"{missing} ({path.name} lacks '{lacking[0]}')", "name the folder of a bundle that edgeopt made")
     return found

@@ -99,6 +99,20 @@ def test_a_folder_that_is_no_bundle_is_an_error_of_usage(tmp_path):
     assert command().returncode == 2 and "usage:" in command().stderr
 
 
+@pytest.mark.parametrize("name, key", [("manifest.json", "model"), ("manifest.json", "files"), ("model/build-plan.json", "options")])
+def test_a_file_that_lacks_what_it_should_say_is_told(name, key, tmp_path):
+    folder = bundle(tmp_path / "b")
+    value = json.loads((folder / name).read_text())
+    del value[key]
+    (folder / name).write_text(json.dumps(value))
+    if name != "manifest.json":  # the manifest vouches for it as it is
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"][name] = {"sha256": f"sha256:{sha(folder / name)}"}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    done = command(folder)
+    assert done.returncode == 2 and f"lacks '{key}'" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_bundle_that_is_compiled_already_is_said_to_be(tmp_path):
     folder = bundle(tmp_path / "b")
     manifest = json.loads((folder / "manifest.json").read_text())
