@@ -2,7 +2,7 @@
 
 LSTM layers have no other INT8 form there (and GRU and RNN none), and transformers lose less in this one than with
 ranges fixed beforehand. The operators, DynamicQuantizeLSTM and DynamicQuantizeMatMul, are onnxruntime's own
-(com.microsoft 1, docs/ContribOperators.md): no other runtime reads them.
+(com.microsoft 1, docs/ContribOperators.md): OpenVINO reads the first and computes it in float, TensorRT reads neither.
 """
 
 from __future__ import annotations
