@@ -119,7 +119,6 @@ def _lstm(node: NodeProto, weights: _Weights) -> NodeProto | None:
     r, r_scale, r_zero = weights.integers(node.input[2], recurrent, outputs=1, turned=True)
     given = [*node.input, *[""] * (_OPTIONAL - len(node.input))]
     inputs = [given[0], w, r, *given[3:], w_scale, w_zero, r_scale, r_zero]
-    attributes.setdefault("hidden_size", recurrent.shape[2])
     return helper.make_node(LSTM, inputs, list(node.output), node.name, domain=DOMAIN, **attributes)
 
 

@@ -299,7 +299,7 @@ def _rename_shapes(graph: GraphProto) -> None:
     renamed = {tensor.name: f"prepared_{tensor.name}" for tensor in graph.initializer if _FUSED_SHAPE.match(tensor.name)}
     for tensor in graph.initializer:
         tensor.name = renamed.get(tensor.name, tensor.name)
-    for node in graph.node:
+    for node in (node for inner in onnx_format.graphs(graph) for node in inner.node):
         node.input[:] = [renamed.get(name, name) for name in node.input]
 
 

@@ -153,3 +153,28 @@ def test_a_target_without_vnni_gets_them_and_its_key_says_so(tmp_path, monkeypat
     assert np.abs(weights.astype(int)).max() == (64 if lacks else 127)
     assert Onnxruntime().here(fields) == lacks
     assert Onnxruntime().here({**fields, "int8": "s8s8"}) == Onnxruntime().here({**fields, "arch": "aarch64"}) == ""
+
+
+def test_a_bias_of_whole_numbers_keeps_its_value():
+    """Its scale is no longer that of data times weight: onnxruntime minds it where it fuses (1.32)."""
+    proto = chain()
+    bias = np.array([90000, -70000, 50000, -30000], np.int32)
+    scale = np.full(4, 0.03 * 0.001, np.float32)
+    proto.graph.initializer.extend([numpy_helper.from_array(bias, "b_i"), numpy_helper.from_array(scale, "b_s")])
+    place = next(index for index, node in enumerate(proto.graph.node) if node.op_type == "Conv")
+    proto.graph.node[place].input.append("b")
+    proto.graph.node.insert(place, helper.make_node("DequantizeLinear", ["b_i", "b_s"], ["b"], axis=0))
+    x = np.random.default_rng(1).uniform(-3.8, 3.8, (1, 2, 8, 8)).astype(np.float32)
+    wanted = run(proto, {"x": x})
+    retype(proto.graph)
+    assert narrow(proto.graph) == 1
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    for one, other in zip(wanted, session.run(None, {"x": x}), strict=True):
+        assert 10 * np.log10((one**2).sum() / ((one - other) ** 2).sum()) > 22
+
+
+def test_tables_that_are_looked_up_keep_8_bits():
+    nodes = [helper.make_node("DequantizeLinear", ["t_i", "t_s"], ["t"]), helper.make_node("Gather", ["t", "x"], ["y"])]
+    stored = [numpy_helper.from_array(np.full((4, 4), 127, np.int8), "t_i"), numpy_helper.from_array(np.float32(0.1), "t_s")]
+    proto = small.model(nodes, [small.value("x", [2], small.INT64)], [small.value("y", [2, 4])], stored)
+    assert narrow(proto.graph) == 0

@@ -26,7 +26,7 @@ from edgeopt.passes.cast_fp16 import CastFp16
 from edgeopt.passes.convert_openvino import ConvertOpenvino
 from edgeopt.passes.import_onnx import ImportOnnx
 from edgeopt.passes.quantize_int8 import QuantizeInt8
-from edgeopt.passes.quantize_int8_onnx import flavour_of, quantized_layers, refuse_unsigned
+from edgeopt.passes.quantize_int8_onnx import _rename_shapes, flavour_of, quantized_layers, refuse_unsigned
 from edgeopt.passes.quantize_int8_openvino import kinds, named, operations
 from edgeopt.passes.quantize_int8_ranges import _least_squares, find_ranges
 from edgeopt.passes.quantize_int8_samples import Calibration
@@ -598,13 +598,12 @@ def executed(made, path):
     return session.facts(stack([next(samples(made.signature, 1))], made.signature))["precision"]
 
 
-def odd_lstm(direction="bidirectional", hidden_size=True, unread=False):
-    """Two directions or one, lengths, an initial state and peepholes; the size left to be found; an output nobody reads."""
+def odd_lstm(direction="bidirectional", unread=False):
+    """Two directions or one, an initial state and peepholes; an output nobody reads."""
     both = 2 if direction == "bidirectional" else 1
-    size = {"hidden_size": 6} if hidden_size else {}
     made = ["", "last", "cell"] if unread else ["all", "last", "cell"]
     nodes = [
-        helper.make_node("LSTM", ["x", "w", "r", "b", "", "h0", "", "p"], made, name="rnn", direction=direction, **size),
+        helper.make_node("LSTM", ["x", "w", "r", "b", "", "h0", "", "p"], made, name="rnn", direction=direction, hidden_size=6),
         helper.make_node("Transpose", ["last"], ["t"], perm=[1, 0, 2]),
         helper.make_node("Reshape", ["t", "flat"], ["y"]),
     ]
@@ -617,14 +616,9 @@ def odd_lstm(direction="bidirectional", hidden_size=True, unread=False):
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize(
     "make",
-    [small.recurrent, odd_lstm, partial(odd_lstm, "reverse"), partial(odd_lstm, unread=True), partial(odd_lstm, hidden_size=False)],
+    [small.recurrent, odd_lstm, partial(odd_lstm, "reverse"), partial(odd_lstm, unread=True)],
 )
 def test_lstm_layers_compute_in_int8_in_onnxruntime(tmp_path, make, per_channel):
-    if make.__class__ is partial and "hidden_size" in make.keywords:
-        with contextlib.suppress(Exception):  # onnxruntime itself wants the size said
-            onnx_format.runner_of(make().SerializeToString())
-            pytest.fail("onnxruntime finds the size by itself now: take this model among the others")
-        return
     made = imported(tmp_path, make())
     path, notes = quantize(tmp_path, made, X86, per_channel=per_channel)
     assert "DynamicQuantizeLSTM" in types_of(path) and "LSTM" not in types_of(path)
@@ -677,3 +671,20 @@ def test_weights_have_7_bits_where_the_judging_samples_ask_for_it(tmp_path, monk
     assert any(title.endswith(", 7 bits") for title in tried) and any(title.endswith("first convolutions") for title in tried)
     best = max(tried, key=tried.get)
     assert tried[notes["chosen"]] > tried[best] - 1.5
+
+
+def test_shapes_that_onnxruntime_named_are_renamed_in_bodies_too():
+    inner = [helper.make_node("Reshape", ["x", "gemm_input_shape"], ["t"])]
+    then = helper.make_graph(inner, "then", [], [small.value("t", [2, 4])])
+    other = helper.make_graph([helper.make_node("Identity", ["r"], ["e"])], "else", [], [small.value("e", [2, 4])])
+    nodes = [
+        helper.make_node("Reshape", ["x", "gemm_input_shape"], ["r"]),
+        helper.make_node("If", ["flag"], ["y"], then_branch=then, else_branch=other),
+    ]
+    inputs = [small.value("x", [8]), small.value("flag", [], small.BOOL)]
+    proto = small.model(nodes, inputs, [small.value("y", [2, 4])], [small.ints("gemm_input_shape", 2, 4)])
+    feeds = {"x": np.arange(8, dtype=np.float32), "flag": np.array(True)}
+    wanted = onnx_format.runner_of(proto.SerializeToString())(feeds)
+    _rename_shapes(proto.graph)
+    assert [tensor.name for tensor in proto.graph.initializer] == ["prepared_gemm_input_shape"]
+    np.testing.assert_array_equal(onnx_format.runner_of(proto.SerializeToString())(feeds)["y"], wanted["y"])
