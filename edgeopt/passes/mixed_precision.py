@@ -24,6 +24,7 @@ class Decided(Options):
 
     rest: Literal["f32", "bf16", "fp16"] = "f32"
     int8: list[str] = Field(default_factory=list, description="names, operator types or patterns of layers that compute in INT8")
+    sums: bool = Field(default=False, description="additions beside those layers read what they read, quantized")
 
 
 class MixedPrecision(
@@ -70,7 +71,7 @@ class MixedPrecision(
             search = Search(engine, judge, ctx, self.seconds)
             if self.mix:
                 kinds = {layer: kind for unit in engine.units for layer, kind in zip(unit.layers, unit.kinds, strict=True)}
-                found = search.take(self.mix.rest, matching(self.mix.int8, kinds, "mix"))
+                found = search.take(self.mix.rest, matching(self.mix.int8, kinds, "mix"), self.mix.sums)
             else:
                 found = search.run()
             if model.format == "openvino":  # float16 stands in an ONNX model itself

@@ -25,10 +25,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class Mix:
-    """How the float rest executes, and the units that compute in INT8."""
+    """How the float rest executes, the units that compute in INT8, and whether sums read what those units read, in INT8 too."""
 
     execution: str
     units: frozenset[str] = frozenset()
+    sums: bool = False
+
+    def told(self, total: int) -> str:
+        """Of so many units."""
+        return f"{len(self.units)} of {total}{' and their sums' if self.sums else ''} in INT8, the rest in {self.execution}"
 
     def layers(self, units: list[Unit]) -> set[str]:
         """The layers that compute in INT8."""
@@ -79,7 +84,7 @@ class Found:
             "reached": f"{self.verdict.got:.4g}, {self.verdict.bound:.4g} with its margin",
             "int8_layers": f"{quantized} of {total}",
             "rest": self.mix.execution,
-            "mix": {"rest": self.mix.execution, "int8": sorted(self.mix.layers(engine.units))},
+            "mix": {"rest": self.mix.execution, "int8": sorted(self.mix.layers(engine.units))} | ({"sums": True} if self.mix.sums else {}),
             "timed_ms": {name: round(spent, 4) for name, spent in self.times_ms.items()},
             "trials": self.trials,
             "layers": layers,

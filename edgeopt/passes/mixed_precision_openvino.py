@@ -40,6 +40,7 @@ class Engine:
         self.layers = graph.layers(self.full)
         self.rules = graph.rules(self.full, self.layers)
         self.units = units_of(self.layers)
+        self.sums = bool(graph.unquantized_sums(self.full))
         fast = bool(set(machine.BF16_FLAGS).intersection(machine.fingerprint()["isa"]))
         self.executions: tuple[str, ...] = ("f32", "bf16") if fast else ("f32",)
         self.untimed: tuple[str, ...] = ("f32",)
@@ -63,6 +64,8 @@ class Engine:
         for name, rule in self.rules.items():
             if not rule.active(on):
                 graph.bypass(operations[name])
+        for port, quantized in graph.unquantized_sums(made) if mix.sums else ():
+            port.replace_source_output(quantized)
         made.validate_nodes_and_infer_types()
         quantize_int8_openvino.compress(made)
         return made

@@ -65,6 +65,17 @@ def bypass(quantizer: Any) -> None:
         target.replace_source_output(source)
 
 
+def unquantized_sums(model: openvino.Model) -> list[tuple[Any, Any]]:
+    """Inputs of additions that read a tensor in float of which a quantized form is there for a layer, each with that form."""
+    found = []
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() != "FakeQuantize" or is_constant(operation) or not operation.output(0).get_target_inputs():
+            continue
+        readers = operation.input_value(0).get_target_inputs()
+        found += [(port, operation.output(0)) for port in readers if port.get_node().get_type_name() == "Add"]
+    return found
+
+
 def corrections(layer: Any, original: Mapping[str, Any]) -> Iterator[tuple[Any, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     """What bias correction did behind a layer: the input of the addition, the bias now and as it was (0 where there was none)."""
     import numpy as np

@@ -10,6 +10,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,9 +37,11 @@ class Engine(Protocol):
     """A model whose units can be switched, on one runtime.
 
     `executions`: how its float rest may execute, f32 first. `untimed`: those among them of which the first that
-    keeps to the budget is taken where nobody can time them.
+    keeps to the budget is taken where nobody can time them. `sums`: whether additions beside quantized layers
+    read in float what those read quantized.
     """
 
+    sums: bool
     units: list[Unit]
     executions: tuple[str, ...]
     untimed: tuple[str, ...]
@@ -108,19 +111,23 @@ class Search:
             gains[execution] = self._gains(execution)
             deadline = self.began + (STATISTICS + TRIALS * number / len(fitting)) * self.seconds
             finalists |= self._within(execution, noise, gains[execution], deadline)
+        if self.engine.sums and self.ctx.measure is not None:
+            finalists |= self._with_sums(finalists)
         times = self._times(finalists)
         name = self._fastest(finalists, times, gains)
         mix = finalists[name]
         return Found(mix, self._verdict(mix), noise, gains[mix.execution], times, self.over[mix.execution], self.trials, self._nearest())
 
-    def take(self, execution: str, layers: Collection[str]) -> Found:
+    def take(self, execution: str, layers: Collection[str], sums: bool) -> Found:
         """A mix that was decided before; layers that can only be switched together are."""
         if execution not in self.engine.executions:
             raise UsageError(
                 f"mixed-precision: the rest can execute as {' or '.join(self.engine.executions)} here, not as {execution}",
                 remedy="name one of them under `mix: {rest: …}`, or give each target a variant of its own",
             )
-        mix = Mix(execution, frozenset(unit.name for unit in self.engine.units if not set(unit.layers).isdisjoint(layers)))
+        if sums and not self.engine.sums:
+            raise UsageError("mixed-precision: no sum beside a quantized layer is float here", remedy="leave `sums` out of `mix`")
+        mix = Mix(execution, frozenset(unit.name for unit in self.engine.units if not set(unit.layers).isdisjoint(layers)), sums)
         return Found(mix, self._verdict(mix), {}, {}, {}, frozenset(), self.trials)
 
     def _nearest(self) -> str:
@@ -129,15 +136,15 @@ class Search:
         if not tried or any(verdict.fits for verdict in tried.values()):
             return ""
         mix = min(tried, key=lambda one: tried[one].over)
-        return f"{len(mix.units)} of {len(self.units)} in INT8, the rest in {mix.execution}: {tried[mix]}"
+        return f"{mix.told(len(self.units))}: {tried[mix]}"
 
     def _verdict(self, mix: Mix) -> Verdict:
         if mix not in self.verdicts:
             gc.collect()
-            self.ctx.progress(0, 0, f"trying {len(mix.units)} of {len(self.units)} in INT8, the rest in {mix.execution}")
+            self.ctx.progress(0, 0, f"trying {mix.told(len(self.units))}")
             verdict = self.judge(self.engine.runner(self.engine.build(mix), mix.execution))
             self.verdicts[mix] = verdict
-            self.trials.append(f"{len(mix.units)} of {len(self.units)} in INT8, the rest in {mix.execution}: {verdict}")
+            self.trials.append(f"{mix.told(len(self.units))}: {verdict}")
         return self.verdicts[mix]
 
     def _noise(self) -> dict[str, float]:
@@ -211,6 +218,18 @@ class Search:
             if fewer and mix not in found.values() and not late and self._verdict(mix).fits:
                 found[f"{len(fewer)} INT8, rest {execution}"] = mix
         return found
+
+    def _with_sums(self, finalists: Mapping[str, Mix]) -> dict[str, Mix]:
+        """The largest finalist of each execution with its sums in INT8, where that keeps to the budget.
+
+        It saves a quantization of its own before each such layer, and half of what the sum reads.
+        """
+        largest: dict[str, tuple[str, Mix]] = {}
+        for name, mix in finalists.items():
+            if mix.units and (mix.execution not in largest or len(mix.units) >= len(largest[mix.execution][1].units)):
+                largest[mix.execution] = name, mix
+        made = {f"{name}, sums too": replace(mix, sums=True) for name, mix in largest.values()}
+        return {name: mix for name, mix in made.items() if self._verdict(mix).fits}
 
     def _times(self, finalists: Mapping[str, Mix]) -> dict[str, float]:
         """Milliseconds of each finalist on the target; empty where it cannot be timed here."""

@@ -10,6 +10,7 @@ from test_quantize_int8 import OPENVINO, TENSORRT, X86, imported, in_openvino, s
 
 from edgeopt.core.errors import StepError, UsageError
 from edgeopt.core.protocols import Context
+from edgeopt.formats import openvino as openvino_format
 from edgeopt.formats.onnx import Onnx
 from edgeopt.formats.openvino import Openvino
 from edgeopt.passes.mixed_precision import MixedPrecision
@@ -127,6 +128,28 @@ def test_finalists_are_timed_and_the_fastest_is_taken(tmp_path):
     MixedPrecision(**PLAIN, budget={"score": "sqnr", "min": 15}, seconds=20).run(made, ctx)
     assert len(seen) > 1 and executions == ["f32"]
     assert notes["int8_layers"].startswith("0 of") and notes["timed_ms"]["all f32"] == 1.0
+
+
+def test_sums_read_what_layers_read_where_that_is_faster(tmp_path):
+    made, notes, again = prepared(tmp_path, small.cnn(), OPENVINO), {}, {}
+
+    def measure(candidates, seconds):
+        return {name: 1.0 if name.endswith("sums too") else 2.0 for name in candidates}
+
+    asked = {**PLAIN, "model_type": "transformer", "budget": {"score": "sqnr", "min": 15}}
+    first = MixedPrecision(**asked, seconds=20).run(made, context(tmp_path / "first", made, OPENVINO, notes, measure))
+    assert notes["mix"]["sums"] is True and "and their sums" in notes["trials"][-1]
+    sums = [one for one in openvino_format.load(first).get_ordered_ops() if one.get_friendly_name() == "add"]
+    assert [one.input_value(index).get_node().get_type_name() for one in sums for index in (0, 1)].count("FakeQuantize") == 1
+    exact = Openvino().runner(made.path)
+    assert -10 * np.log10(power(Openvino().runner(first), exact, feeds_of(made, 40))) >= 14.5
+    second = MixedPrecision(**asked, mix=notes["mix"]).run(made, context(tmp_path / "second", made, OPENVINO, again))
+    for one in feeds_of(made):
+        assert np.array_equal(Openvino().runner(first)(one)["y"], Openvino().runner(second)(one)["y"])
+    (tmp_path / "onnx").mkdir()
+    plain = prepared(tmp_path / "onnx", small.cnn(), X86)
+    with pytest.raises(UsageError, match="no sum beside a quantized layer is float here"):
+        MixedPrecision(mix={"int8": ["conv2"], "sums": True}).run(plain, context(tmp_path / "third", plain, X86))
 
 
 def test_a_budget_on_a_drop_uses_labels(tmp_path):
