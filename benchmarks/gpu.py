@@ -28,7 +28,7 @@ from edgeopt.core.artifact import Artifact
 from edgeopt.core.protocols import Context
 from edgeopt.formats.onnx import Onnx
 from edgeopt.passes.cast_fp16 import CastFp16
-from edgeopt.runner import onnxruntime, tensorrt_cuda
+from edgeopt.runner import nvml, onnxruntime
 from edgeopt.runner import tensorrt_library as library
 from edgeopt.stages.children import Child
 
@@ -167,9 +167,9 @@ def timed(backend: str, path: Path, options: dict[str, Any]) -> tuple[dict[str, 
         first = child.ask("first")[0]["first_ms"]
         facts = child.ask("facts")[0]
         child.ask("time", runs=WARM_UP)
-        before = tensorrt_cuda.conditions()
+        before = nvml.conditions()
         times = {name: array / 1e6 for name, array in child.ask("time", runs=RUNS)[1].items()}
-        clocks = tensorrt_cuda.conditions()
+        clocks = nvml.conditions()
     compute = times["compute_ns"]
     notes = [f"first run {first:.0f} ms", f"clocks before {json.dumps(before)}, after {json.dumps(clocks)}"]
     if (spread := float(compute.std() / compute.mean())) > UNSTEADY:

@@ -107,7 +107,8 @@ def gpus() -> dict[str, Any]:
     if not names and TEGRA.is_file():
         names = [_text("/proc/device-tree/model").strip("\0")]
     driver = driver or (_text(str(NVIDIA / "version")) or _text(str(TEGRA))).partition("\n")[0]
-    return {"gpus": names, "gpu_driver": driver or None, "gpus_visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    chosen = {"gpus_visible": "CUDA_VISIBLE_DEVICES", "gpu_order": "CUDA_DEVICE_ORDER"}
+    return {"gpus": names, "gpu_driver": driver or None, **{name: os.environ.get(variable) for name, variable in chosen.items()}}
 
 
 def _nvml() -> tuple[list[str], str]:

@@ -59,7 +59,8 @@ class Session(Protocol):
     `load` copies the feeds in, `start` and `wait` compute, `read` copies the outputs out: copy and
     compute can be timed apart. Where a runtime computes in the calling thread (onnxruntime always,
     openvino with one slot) `start` returns when the result is ready; whoever wants several slots busy
-    gives each a thread.
+    gives each a thread. One that computes on CUDA's first GPU says so by an attribute `on_gpu`: NVML is
+    then asked about it after each timing.
     """
 
     inputs: list[Port]

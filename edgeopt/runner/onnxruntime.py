@@ -94,7 +94,8 @@ class OnnxruntimeSession:
     def __init__(self, path: Path, threads: int, slots: int, options: dict[str, Any]) -> None:
         self._path, self._threads, self._level = path, threads, options.get("graph_optimization", "all")
         self._providers = PROVIDERS[options.get("provider", "cpu")]
-        self._device = "cpu" if self._providers == PROVIDERS["cpu"] else "cuda"
+        self.on_gpu = self._providers != PROVIDERS["cpu"]
+        self._device = "cuda" if self.on_gpu else "cpu"
         self._session = self._open()
         self.inputs = [_port(arg, "input") for arg in self._session.get_inputs()]
         self.outputs = [_port(arg, "output") for arg in self._session.get_outputs()]
@@ -119,7 +120,7 @@ class OnnxruntimeSession:
         settings.enable_profiling = bool(profile)
         settings.profile_file_prefix = profile
         providers: list[Any] = list(self._providers)
-        if self._device != "cpu":
+        if self.on_gpu:
             if preload := getattr(ort, "preload_dlls", None):  # finds CUDA's libraries where pip put them
                 preload()
             providers = [(name, {"use_tf32": "0"}) if name == "CUDAExecutionProvider" else name for name in providers]
@@ -141,7 +142,7 @@ class OnnxruntimeSession:
         binding, buffers = self._bindings[slot], self._buffers[slot]
         for port in self.inputs:
             feed, buffer = feeds[port.name], buffers.get(port.name)
-            if self._device == "cpu":
+            if not self.on_gpu:
                 if buffer is None or buffer.shape != feed.shape:
                     buffer = buffers[port.name] = np.empty(feed.shape, port.dtype)
                     binding.bind_cpu_input(port.name, buffer)
@@ -161,7 +162,7 @@ class OnnxruntimeSession:
             raise Problem("step", f"onnxruntime failed in {self._path.name}: {_cause(error)}") from error
 
     def wait(self, slot: int = 0) -> None:
-        if self._device != "cpu":
+        if self.on_gpu:
             self._bindings[slot].synchronize_outputs()
 
     def read(self, slot: int = 0) -> Feeds:
@@ -184,7 +185,7 @@ class OnnxruntimeSession:
             "precision": counts,
             "layers": sum(counts.values()),
             "threads": self._threads,
-            **({} if self._device == "cpu" else {"tf32": False}),
+            **({"tf32": False} if self.on_gpu else {}),
         }
 
     def profile(self, feeds: Feeds) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.runner import RUNTIMES, Port, Problem, Session, check, frames, understood
+from edgeopt.runner import RUNTIMES, Port, Problem, Session, check, frames, nvml, understood
 from edgeopt.runner.children import die_with_parent
 
 Arrays = frames.Arrays
@@ -118,7 +118,8 @@ class Child:
         if cold:
             _clocked(self._opened, self._feeds, cold, None)
         load, compute, read = _clocked(self._opened, self._feeds, sys.maxsize if runs is None else runs, seconds)
-        return {}, {"compute_ns": np.array(compute, np.int64), "load_ns": np.array(load, np.int64), "read_ns": np.array(read, np.int64)}
+        arrays = {"compute_ns": np.array(compute, np.int64), "load_ns": np.array(load, np.int64), "read_ns": np.array(read, np.int64)}
+        return {"gpu": nvml.reading() if self._on_gpu else None}, arrays
 
     def flood(self, arrays: Arrays, seconds: float) -> Reply:
         count, took = _flooded(self._opened, self._feeds, seconds)
@@ -133,7 +134,8 @@ class Child:
         return {}, session.read()
 
     def facts(self, arrays: Arrays) -> Reply:
-        return self._opened.facts(self._sets[0] if self._sets else _zeros(self._opened.inputs)), {}
+        found = self._opened.facts(self._sets[0] if self._sets else _zeros(self._opened.inputs))
+        return {**found, **({"conditions": nvml.conditions()} if self._on_gpu else {})}, {}
 
     def profile(self, arrays: Arrays) -> Reply:
         return {"layers": self._opened.profile(self._sets[0] if self._sets else _zeros(self._opened.inputs))}, {}
@@ -159,6 +161,10 @@ class Child:
         if self._session is None:
             raise Problem("usage", "no model is open", "send `open` first")
         return self._session
+
+    @property
+    def _on_gpu(self) -> bool:
+        return bool(getattr(self._opened, "on_gpu", False))
 
     @property
     def _feeds(self) -> list[Arrays]:

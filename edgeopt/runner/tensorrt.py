@@ -93,6 +93,8 @@ def outside(record: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> str:
 class TensorrtSession:
     """One engine; each slot is an execution context with its stream and buffers."""
 
+    on_gpu = True
+
     def __init__(self, path: Path, record: dict[str, Any], slots: int, options: dict[str, Any]) -> None:
         self.record, self.slots = record, slots
         self.graphs = bool(options.get("cuda_graph", True))
@@ -138,7 +140,6 @@ class TensorrtSession:
             "runtime_cache": self._cache.state,
             "events_ms": timed,
             "warnings": [*tensorrt_timing.warnings(timed), *filter(None, asides)],
-            "conditions": tensorrt_cuda.conditions(),
         }
 
     def profile(self, feeds: Feeds) -> list[dict[str, Any]]:

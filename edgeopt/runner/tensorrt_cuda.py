@@ -134,36 +134,3 @@ def wait_by(spinning: bool) -> None:
     cuda = runtime()
     flag = cuda.cudaDeviceScheduleSpin if spinning else cuda.cudaDeviceScheduleBlockingSync
     call("choosing how to wait", cuda.cudaSetDeviceFlags(flag))
-
-
-def conditions() -> dict[str, Any]:
-    """Clocks, power and throttling of the first GPU as NVML tells them now; empty where it does not."""
-    try:
-        nvml = importlib.import_module("cuda.bindings.nvml")
-        nvml.init_v2()
-        gpu = nvml.device_get_handle_by_index_v2(0)
-    except Exception:  # noqa: BLE001 (a Jetson's driver has no NVML; no figure is better than no measuring)
-        return {}
-    found: dict[str, Any] = {}
-    for name, ask in {
-        "driver": nvml.system_get_driver_version,
-        "graphics_mhz": lambda: nvml.device_get_clock_info(gpu, nvml.ClockType.CLOCK_GRAPHICS),
-        "memory_mhz": lambda: nvml.device_get_clock_info(gpu, nvml.ClockType.CLOCK_MEM),
-        "most_graphics_mhz": lambda: nvml.device_get_max_clock_info(gpu, nvml.ClockType.CLOCK_GRAPHICS),
-        "power_w": lambda: nvml.device_get_power_usage(gpu) / 1000,
-        "power_limit_w": lambda: nvml.device_get_power_management_limit(gpu) / 1000,
-        "performance_state": lambda: nvml.device_get_performance_state(gpu),
-        "throttled_by": lambda: _reasons(nvml, nvml.device_get_current_clocks_event_reasons(gpu)),
-    }.items():
-        try:
-            found[name] = ask()
-        except Exception:  # noqa: BLE001 (each GPU tells some of it)
-            found[name] = None
-    return found
-
-
-def _reasons(nvml: Any, bits: int) -> list[str]:
-    """Why the clocks are lower than they could be; idle is no reason."""
-    named = {one.name: int(one) for one in nvml.ClocksEventReasons}
-    quiet = ("NONE", "IDLE", "APPLICATIONS_CLOCKS_SETTING", "ALL")
-    return [name for name, bit in named.items() if bit and bits & bit and not name.endswith(quiet)]

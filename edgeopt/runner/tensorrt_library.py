@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeopt.runner import children
+from edgeopt.runner import children, nvml
 
 __all__ = ["EXTRAS", "PACKAGES", "TITLES", "Finding", "gpu_problem", "load", "look", "trt", "why_not_build", "why_not_run"]
 
@@ -168,17 +168,12 @@ def _gpu(cuda: Any, index: int) -> dict[str, Any]:
 
 def driver_version() -> str:
     """The NVIDIA driver's version as NVML tells it, else the kernel module, else (Jetson) the release of L4T; empty where none does."""
-    name = ctypes.create_string_buffer(80)  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
-    try:
-        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2() == 0 and nvml.nvmlSystemGetDriverVersion(name, 80) == 0 and name.value:
-            return name.value.decode(errors="replace")
-    except (OSError, AttributeError):
-        pass
+    if found := nvml.driver():
+        return found
     for path, pattern, title in DRIVER_FILES:
         try:
-            if found := re.search(pattern, Path(path).read_text(errors="replace")):
-                return title + ".".join(found.groups())
+            if told := re.search(pattern, Path(path).read_text(errors="replace")):
+                return title + ".".join(told.groups())
         except OSError:
             continue
     return ""

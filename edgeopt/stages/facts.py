@@ -31,6 +31,7 @@ _MACHINE = {
     "gpus": "GPUs",
     "gpu_driver": "GPU driver",
     "gpus_visible": "GPUs allowed",
+    "gpu_order": "order of GPUs",
     "id": "fingerprint",
 }
 _CONDITIONS = {
@@ -44,6 +45,8 @@ _CONDITIONS = {
     "gpu": "GPU right after",
     "blocks": "blocks",
     "blocks_disturbed": "blocks disturbed by",
+    "gpu_held_ms": "GPU's clock held down by (ms)",
+    "blocks_at_power_limit": "blocks at the GPU's power limit",
     "rounds": "rounds, each in new processes",
     "one_at_a_time": "one variant open at a time, for want of memory",
     "idle_cpu_percent_max": "busiest idle process (% of a core)",

@@ -34,6 +34,7 @@ class Lane:
         self.child: Child | None = None
         self.runs = 1  # of a block
         self.last_ms = 0.0  # the last block's median
+        self.gpu: dict[str, Any] | None = None  # as it was after the last block, where one computes
         self.warmup_runs = 0
         self.load_ms: list[float] = []
         self.first_ms: list[float] = []
@@ -69,7 +70,7 @@ class Lane:
     def close(self) -> None:
         if self.child:
             self.child.close()
-        self.child, self._left_at = None, None
+        self.child, self._left_at, self.gpu = None, None, None
 
     def forget(self) -> None:
         """Drop a round of which nothing was timed."""
@@ -145,7 +146,8 @@ class Lane:
             child.ask("time", runs=cold, seconds=None)
             flood = child.ask("flood", seconds=flood_s)[0]
             rate = flood["count"] / flood["seconds"]
-        _, arrays = child.ask("time", runs=runs, seconds=None, cold=cold)
+        told, arrays = child.ask("time", runs=runs, seconds=None, cold=cold)
+        self.gpu = told["gpu"]
         child.freeze()
         self.last_ms = 1000.0 / rate if rate else float(np.median(arrays["compute_ns"])) / 1e6
         return arrays, rate

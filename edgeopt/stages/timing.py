@@ -139,7 +139,7 @@ class _Rounds:
         began = clock.monotonic()
         for done in range(1, MOST_BLOCKS + 1):
             for lane in self._shuffled():
-                self._attempt(lane, lane.turn)
+                self._turn(lane)
             self.conditions.block()
             now = clock.monotonic()
             if now + (now - began) / done > end:
@@ -154,7 +154,7 @@ class _Rounds:
             for done in range(MOST_BLOCKS):
                 if lane.name in self.errors or (done and clock.monotonic() > share):
                     break
-                self._attempt(lane, lane.turn)
+                self._turn(lane)
                 self.conditions.block()
             lane.close()
 
@@ -170,6 +170,10 @@ class _Rounds:
                     one.forget()
                 self.one_at_a_time = True
                 return
+
+    def _turn(self, lane: Lane) -> None:
+        self._attempt(lane, lane.turn)
+        self.conditions.turn(lane.name, lane.gpu)
 
     def _shuffled(self) -> list[Lane]:
         lanes = self.here()

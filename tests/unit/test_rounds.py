@@ -266,6 +266,75 @@ def test_a_block_that_the_machine_disturbed_is_flagged(
     assert told["blocks_disturbed"][what] == disturbed and told["blocks"] == 10
 
 
+def on_gpu(blocks: list[dict[str, dict[str, Any]]]) -> Conditions:
+    """Conditions of blocks on a GPU: for each variant what its reading has unlike a steady one."""
+    made = Conditions()
+    for block in blocks:
+        for variant, changes in block.items():
+            held = {"power": 0, "heat": 0, "board": None, "reliability": None} | changes.get("held_ns", {})
+            made.turn(variant, {"mhz": 1980, "celsius": 60, "slowed": False, "at_power_limit": False, **changes, "held_ns": held})
+        made.block()
+    return made
+
+
+STEADY: dict[str, Any] = {"fp32": {}, "int8": {}}
+
+
+@pytest.mark.parametrize(
+    ("what", "changes", "disturbed"),
+    [
+        ("throttling", {"slowed": True}, 1),
+        ("throttling", {"held_ns": {"heat": 1}}, 1),
+        ("clock", {"mhz": 1700}, 1),
+        ("clock", {"mhz": 1700, "at_power_limit": True}, 0),
+        ("clock", {"mhz": 1700, "held_ns": {"power": 1}}, 0),
+        ("throttling", {"at_power_limit": True, "held_ns": {"power": 1}}, 0),
+        ("clock", {"mhz": None, "slowed": None, "at_power_limit": None, "held_ns": {"power": None, "heat": None}}, 0),
+    ],
+)
+def test_heat_disturbs_a_block_on_a_gpu_and_its_power_limit_is_told(what: str, changes: dict[str, Any], disturbed: int) -> None:
+    made = on_gpu([STEADY] * 9 + [{"fp32": {}, "int8": changes}])
+    told = made.read()
+    assert told["blocks_disturbed"][what] == told["blocks_disturbed"]["any"] == disturbed
+    limited = bool(changes.get("at_power_limit") or changes.get("held_ns", {}).get("power"))
+    assert told["blocks_at_power_limit"] == int(limited) and told["throttled"] is None
+
+
+def test_a_heavier_variant_s_own_clock_is_no_disturbance() -> None:
+    made = on_gpu([{"fp32": {"mhz": 1400}, "int8": {"mhz": 1980, "celsius": 71}}] * 10)
+    assert made.flags() == [] and made.read()["mhz"] == [1400, 1690, 1980] and made.read()["celsius_max"] == 71
+
+
+def test_what_held_a_gpu_s_clock_is_summed_over_the_session() -> None:
+    counted = [{"fp32": {"held_ns": {"power": 2_000_000 * index, "heat": 500_000}}} for index in range(1, 5)]
+    assert on_gpu(counted).read()["gpu_held_ms"] == {"power": 6.0, "heat": 0.0}
+
+
+def test_on_a_gpu_the_cpu_s_clock_has_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = itertools.cycle([3000.0, 1000.0])
+    monkeypatch.setattr(machine, "state", lambda: {"mhz": next(clocks), "celsius": 99.0, "throttled": None, "total_s": 1.0, "steal_s": 0.0})
+    told = on_gpu([STEADY] * 10).read()
+    assert told["blocks_disturbed"]["any"] == 0 and told["mhz"] == [1980, 1980, 1980] and told["celsius_max"] == 60
+
+
+def test_what_the_process_read_of_its_gpu_reaches_the_session(
+    plan: Plan, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Child.ask
+    reading = {"mhz": 1410, "celsius": 55, "slowed": True, "at_power_limit": False, "held_ns": {"power": 0, "heat": 0}}
+
+    def asked(child: Child, do: str, *given: Any, **fields: Any) -> Any:
+        told, arrays = ask(child, do, *given, **fields)
+        return ({**told, "gpu": reading} if do == "time" else told), arrays
+
+    monkeypatch.setattr(Child, "ask", asked)
+    found = timed(plan, tmp_path, {"a": model})
+    assert (
+        found.conditions["mhz"] == [1410, 1410, 1410] and found.conditions["blocks_disturbed"]["throttling"] == found.conditions["blocks"]
+    )
+    assert found.rows["a"].flags == ["unstable"]
+
+
 def test_a_machine_that_tells_nothing_is_not_called_unstable(monkeypatch: pytest.MonkeyPatch) -> None:
     made = conditions(monkeypatch, mhz=[None] * 4, celsius=[None] * 4, throttled=[None] * 4)  # type: ignore[list-item]
     assert made.flags() == [] and made.read()["mhz"] is None and made.read()["throttled"] is None

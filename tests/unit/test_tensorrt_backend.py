@@ -24,7 +24,7 @@ from edgeopt.core.errors import MissingError, StepError, UnfitError, UsageError
 from edgeopt.core.protocols import Context
 from edgeopt.formats.onnx import Onnx
 from edgeopt.passes.cast_fp16 import CastFp16
-from edgeopt.runner import Problem, tensorrt_engine, tensorrt_log
+from edgeopt.runner import Problem, nvml, tensorrt_engine, tensorrt_log
 from edgeopt.runner import tensorrt_library as library
 
 no_rtx = library.why_not_build("rtx")
@@ -386,9 +386,12 @@ def test_the_driver_s_version_is_that_of_nvml_or_of_its_files(text, version, tmp
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     (tmp_path / "told").write_text(text)
     monkeypatch.setattr(library, "DRIVER_FILES", [(tmp_path / "told", *rest) for _, *rest in library.DRIVER_FILES])
+    nvml._library.cache_clear()
     assert library.driver_version() == version
+    nvml._library.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml())
     assert library.driver_version() == "580.65.06"
+    nvml._library.cache_clear()
 
 
 def test_building_and_running_are_asked_apart(monkeypatch):

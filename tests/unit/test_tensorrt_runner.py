@@ -6,7 +6,6 @@ import ctypes
 import enum
 import hashlib
 import json
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -272,15 +271,6 @@ def test_caches_that_cannot_be_written_cost_no_build_and_no_row(tmp_path, monkey
 
 
 # -- facts -----------------------------------------------------------------------------------------
-
-
-def test_a_gpu_that_nvml_does_not_know_has_no_conditions(monkeypatch):
-    def lost(index: int) -> None:
-        raise RuntimeError("NVML: not supported")
-
-    fake = SimpleNamespace(init_v2=lambda: None, device_get_handle_by_index_v2=lost)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.nvml", fake)
-    assert tensorrt_cuda.conditions() == {}
 
 
 @pytest.mark.parametrize(
