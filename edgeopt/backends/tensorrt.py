@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from edgeopt.backends import tensorrt_check, tensorrt_profiles
-from edgeopt.core import digest
+from edgeopt.core import digest, machine
 from edgeopt.core.artifact import Artifact, TensorSpec
 from edgeopt.core.errors import EdgeoptError, MissingError, ResourceError, StepError, UnfitError, UsageError
 from edgeopt.core.protocols import Backend, Context, Finding, Options
@@ -110,8 +110,10 @@ class Tensorrt(Backend):
     def on_gpu(self, target: Mapping[str, Any]) -> bool:
         return True
 
-    def bound_to_gpu(self, target: Mapping[str, Any]) -> bool:
-        return target.get("compile_on") != "device" and _options(target).product == "tensorrt"
+    def here(self, target: Mapping[str, Any]) -> str:
+        """TensorRT builds for the GPU and the driver that it finds."""
+        bound = target.get("compile_on") != "device" and _options(target).product == "tensorrt"
+        return "; ".join(f"{name}: {value}" for name, value in machine.gpus().items()) if bound else ""
 
     def refuses(self, execution: Mapping[str, str]) -> str:
         asked = execution.get("float", "f32")

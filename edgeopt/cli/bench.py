@@ -73,7 +73,7 @@ def _words(report: Report, model: Path, output: Path | None) -> str:
     for target in report.targets:
         row = next((row for row in report.rows if row.target == target.name), None)
         if row is not None:
-            on = threads(target.backend, target.threads)
+            on = threads(target.threads, target.on_gpu)
             parts += [
                 "",
                 f"[bold]{escape(target.name)}[/] ({target.backend}, {on}batch {target.batch}, {target.scenario})",

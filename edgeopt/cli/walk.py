@@ -205,7 +205,7 @@ def _steps(plan: Plan, stored: set[str], output: Path | None) -> str:
     for one in plan.targets:
         target, need = one.target, "" if one.need == "measured" else f", need: {one.need}"
         title = styled(target.name, bold=True)
-        lines += ["", f"{title} ({target.backend}, {threads(target.backend, one.threads)}batch {target.batch}, {target.scenario}{need})"]
+        lines += ["", f"{title} ({target.backend}, {threads(one.threads, target.on_gpu)}batch {target.batch}, {target.scenario}{need})"]
         for row in plan.rows_of(target.name):
             made = [plan.steps[key] for key in row.steps]
             names = [f"{'· ' if step.key in stored else ''}{step.plug if step.kind == 'pass' else 'compile'}" for step in made]

@@ -323,16 +323,18 @@ class Backend:
         """Whether what is compiled for the target executes on a GPU: its timings are that GPU's, and no CPU's peaks limit its layers."""
         return False
 
-    def bound_to_gpu(self, target: Mapping[str, Any]) -> bool:
-        """Whether what this machine compiles for the target runs on this machine's GPU and driver alone."""
-        return False
-
     def here(self, target: Mapping[str, Any]) -> str:
-        """What of this machine decides what is compiled for such a target, in words that are part of the key; empty where nothing does."""
+        """What of this machine decides what is compiled for such a target, in words that are part of the key; empty where nothing does.
+
+        Of the target it sees `target_fields` and the options.
+        """
         return ""
 
     def check(self, path: Path, target: Mapping[str, Any]) -> list[Finding]:
-        """What keeps a model file from compiling for the target or from running right there, without compiling it."""
+        """What keeps a model file from compiling for the target or from running right there, without compiling it.
+
+        `edgeopt inspect --target` refuses a backend that leaves this as it is: nothing found would be no verdict.
+        """
         return []
 
     def contradiction(self, target: Mapping[str, Any]) -> str:

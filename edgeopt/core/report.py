@@ -49,6 +49,7 @@ class TargetInfo(Options):
     backend: str
     scenario: str
     threads: int
+    on_gpu: bool = Field(default=False, description="it executes on a GPU, and the threads compute nothing")
     batch: int
     need: str
     noise_percent: float | None

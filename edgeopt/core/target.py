@@ -13,7 +13,7 @@ from edgeopt.core import machine, registry
 from edgeopt.core.checks import problems_of
 from edgeopt.core.errors import Place, RecipeErrors, UsageError, did_you_mean
 from edgeopt.core.places import Document, read_yaml
-from edgeopt.core.protocols import Options
+from edgeopt.core.protocols import Backend, Options
 
 Need = Literal["measured", "built", "bundled"]
 Scenario = Literal["latency", "throughput", "mlperf-singlestream", "mlperf-offline"]
@@ -43,6 +43,12 @@ class Target(Options):
     @property
     def thread_count(self) -> int:
         return machine.threads() if self.threads == "auto" else self.threads
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it executes on a GPU: no CPU's threads and peaks say anything of it."""
+        backend: Backend = registry.load("backends", self.backend)()
+        return backend.on_gpu(self.model_dump(mode="json"))
 
     def refuses_machine(self) -> str:
         """Why this machine is of another architecture than the target, or an empty string."""

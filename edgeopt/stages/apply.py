@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.core import digest, machine, registry
+from edgeopt.core import digest, registry
 from edgeopt.core.artifact import FILES, Artifact, Event, Signature, TensorSpec
 from edgeopt.core.errors import StepError, UsageError, from_exception
 from edgeopt.core.plan import Plan, Step
@@ -90,10 +90,11 @@ def _run(plan: Plan, step: Step, store: Store, run_folder: Path, progress: Calla
 def _perform(plan: Plan, step: Step, store: Store, run_folder: Path, model: Artifact, ctx: Context) -> tuple[Path, dict[str, str]]:
     if step.kind == "compile":
         backend: Backend = registry.load("backends", step.plug)()
-        if "gpu" in step.parts and step.parts["gpu"] != machine.gpus():
-            cause = "the plan was made beside another GPU or driver, and what is built is for the one here"
+        target = {**step.target, "options": step.options}
+        if (planned := step.parts.get("machine", "")) != (here := backend.here(target)):
+            cause = f"what is built is for a machine of one kind: the plan for '{planned}', and this one is '{here}'"
             raise UsageError(f"{step.plug}: {cause}", remedy="run `edgeopt plan` again on this machine: a key names what went in")
-        return backend.compile(model, replace(ctx, target={**step.target, "options": step.options})), model.execution
+        return backend.compile(model, replace(ctx, target=target)), model.execution
     cls: type[Pass] = registry.load("passes", step.plug)
     data = {split: survey.split_of(plan, split, model.signature) for split in step.data}
     reference = load(store, step.reference) if step.reference else None

@@ -73,8 +73,7 @@ def dissect(path: Path, target: str | None = None, sizes: Mapping[str, int] | No
     if not raw:
         raise StepError(f"{facts['runtime']} tells no times of layers", remedy="name another target with --target")
     p50 = float(np.median(arrays["compute_ns"])) / 1e6
-    on_gpu = backend.on_gpu(used.target.model_dump(mode="json"))
-    limits = None if on_gpu else peaks(used.threads, store or Store())
+    limits = None if used.target.on_gpu else peaks(used.threads, store or Store())
     short, layers = profile.profile(raw, counted, limits, p50)
     return Dissection(
         target=used.target.name,

@@ -39,9 +39,9 @@ def interval(ci: Interval | None, places: int, *, signed: bool = False) -> str:
     return f"[{number(ci[0], places, signed=signed)}, {number(ci[1], places, signed=signed)}]" if ci else ""
 
 
-def threads(backend: str, number_of: int) -> str:
+def threads(number_of: int, on_gpu: bool) -> str:
     """ "2 threads, ", or nothing where the CPU's threads compute nothing."""
-    return "" if backend == "tensorrt" else f"{count(number_of, 'thread')}, "
+    return "" if on_gpu else f"{count(number_of, 'thread')}, "
 
 
 def measured(value: float | None, ci: Interval | None = None, unit: str = "") -> str:

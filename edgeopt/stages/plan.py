@@ -218,9 +218,7 @@ class _Planner:
             "target": {field: getattr(target, field) for field in backend.target_fields},
             "before": before,
         }
-        if backend.bound_to_gpu(target.model_dump(mode="json")):
-            parts["gpu"] = machine.gpus()
-        if found := backend.here(parts["target"]):
+        if found := backend.here({**parts["target"], "options": parts["options"]}):
             parts["machine"] = found
         return self._add("compile", target.backend, parts["options"], before, parts, target.backend, target)
 
@@ -259,8 +257,7 @@ def data_ref(use: PlugUse, base: Path) -> DataRef:
 
 def machine_of(target: Target) -> dict[str, Any]:
     """This machine, as far as timings of a target depend on it: with its GPUs where it executes on one."""
-    backend: Backend = registry.load("backends", target.backend)()
-    return machine.with_gpus() if backend.on_gpu(target.model_dump(mode="json")) else machine.fingerprint()
+    return machine.with_gpus() if target.on_gpu else machine.fingerprint()
 
 
 def score_parts(use: PlugUse, base: Path) -> dict[str, Any]:

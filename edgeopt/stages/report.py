@@ -92,6 +92,7 @@ def _target(used: PlanTarget, session: Session | None) -> TargetInfo:
         backend=used.target.backend,
         scenario=used.target.scenario,
         threads=session.threads if session else used.threads,
+        on_gpu=used.target.on_gpu,
         batch=session.batch if session else used.target.batch,
         need=used.need,
         noise_percent=session.noise_percent if session else None,

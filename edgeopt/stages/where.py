@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import EdgeoptError, UsageError
 from edgeopt.core.plan import Plan, PlanTarget
 from edgeopt.core.profile import LayerTime, Peaks
-from edgeopt.core.protocols import Backend, stack
+from edgeopt.core.protocols import stack
 from edgeopt.core.session import Measured
 from edgeopt.core.store import Store
 from edgeopt.stages import profile, stand_in
@@ -37,9 +36,7 @@ def where(
     told = {name: layers for name, layers in timed.layers.items() if layers}
     if not told:
         return timed.rows, None
-    backend: Backend = registry.load("backends", used.target.backend)()
-    on_gpu = backend.on_gpu(used.target.model_dump(mode="json"))
-    peaks = None if on_gpu else machine_peaks(used.threads, store, fresh=fresh)
+    peaks = None if used.target.on_gpu else machine_peaks(used.threads, store, fresh=fresh)
     works = _works(plan, used, {name: artifacts[name] for name in told}, timed.batch, folder, worker, store)
     rows, every = dict(timed.rows), dict[str, list[LayerTime]]()
     for name, raw in told.items():

@@ -108,7 +108,7 @@ class Words:
 
     def title(self, target: TargetInfo) -> str:
         """ "openvino, latency, 2 threads, batch 1"."""
-        return f"{target.backend}, {target.scenario}, {threads(target.backend, target.threads)}batch {target.batch}"
+        return f"{target.backend}, {target.scenario}, {threads(target.threads, target.on_gpu)}batch {target.batch}"
 
     # scores
 

@@ -25,7 +25,7 @@ H100 = "{extends: h100, compile_on: host, name: here}"
 
 
 def gpu(monkeypatch, name: str, driver: str = "580.65.06") -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: {"gpus": [name], "gpu_driver": driver, "gpus_visible": None})
+    monkeypatch.setattr(machine, "gpus", lambda: {"gpus": [name], "gpu_driver": driver, "gpus_visible": None, "gpu_order": None})
 
 
 def planned(folder: Path, wanted: str):
@@ -55,7 +55,7 @@ def test_a_plan_made_beside_another_gpu_builds_nothing(tmp_path, monkeypatch):
     made = planned(tmp_path, H100)
     step = made.steps[made.rows[0].steps[-1]]
     gpu(monkeypatch, "B")
-    with pytest.raises(UsageError, match="another GPU or driver") as caught:
+    with pytest.raises(UsageError, match=r"for a machine of one kind.*'A'.*'B'") as caught:
         apply._perform(made, step, Store(tmp_path / "store"), tmp_path, None, None)
     assert "edgeopt plan" in caught.value.remedy
 
@@ -105,18 +105,20 @@ def missing(name: str) -> None:
 def test_gpus_are_told_by_nvml_or_by_the_kernel(tmp_path, monkeypatch):
     asked = machine.gpus.__wrapped__
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    chosen = {"gpus_visible": "1", "gpu_order": "PCI_BUS_ID"}
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml())
-    assert asked() == {"gpus": ["GPU 1", "GPU 2"], "gpu_driver": "580.65.06", "gpus_visible": "1"}
+    assert asked() == {"gpus": ["GPU 1", "GPU 2"], "gpu_driver": "580.65.06", **chosen}
     monkeypatch.setattr(ctypes, "CDLL", missing)
     monkeypatch.setattr(machine, "NVIDIA", tmp_path)
     monkeypatch.setattr(machine, "TEGRA", tmp_path / "release")
-    assert asked() == {"gpus": [], "gpu_driver": None, "gpus_visible": "1"}
+    assert asked() == {"gpus": [], "gpu_driver": None, **chosen}
     (tmp_path / "release").write_text("# R36 (release), REVISION: 4.3\nmore")
     assert asked()["gpu_driver"] == "# R36 (release), REVISION: 4.3" and len(asked()["gpus"]) == 1
     (tmp_path / "gpus" / "0000:01").mkdir(parents=True)
     (tmp_path / "gpus" / "0000:01" / "information").write_text("Model: \t NVIDIA L4\nIRQ: 1\n")
     (tmp_path / "version").write_text("NVRM version: 570.124.06\nGCC")
-    assert asked() == {"gpus": ["NVIDIA L4"], "gpu_driver": "NVRM version: 570.124.06", "gpus_visible": "1"}
+    assert asked() == {"gpus": ["NVIDIA L4"], "gpu_driver": "NVRM version: 570.124.06", **chosen}
 
 
 # -- running and telling ---------------------------------------------------------------------------
@@ -158,9 +160,9 @@ def test_parity_opens_with_the_options_of_the_target(tmp_path, monkeypatch):
 
 def test_a_heading_tells_the_threads_only_where_they_compute(tmp_path, monkeypatch, capsys):
     gpu(monkeypatch, "A")
-    made = walks.write(tmp_path, walks.RECIPE.replace('["null"]', "[h100, {extends: x86-openvino, threads: 3}]"))
+    made = walks.write(tmp_path, walks.RECIPE.replace('["null"]', "[h100, cuda-onnxruntime, {extends: x86-openvino, threads: 3}]"))
     assert call(["plan", str(made), "--output", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    [gpu_line] = [line for line in lines if line.startswith("h100")]
-    assert "(tensorrt, batch 1, latency" in gpu_line
+    assert any(line.startswith("h100 (tensorrt, batch 1, latency") for line in lines)
+    assert any(line.startswith("cuda-onnxruntime (onnxruntime, batch 1, latency") for line in lines)
     assert any("(openvino, 3 threads, batch 1, latency)" in line for line in lines)
