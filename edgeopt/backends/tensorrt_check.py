@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.backends import tensorrt_check_nodes, tensorrt_check_quantization
 from edgeopt.backends.tensorrt_check_scopes import scopes
 from edgeopt.core import registry
-from edgeopt.core.errors import StepError, UsageError
+from edgeopt.core.errors import UntrustedError, UsageError
 from edgeopt.core.protocols import Finding, Level
 from edgeopt.formats import onnx as onnx_format
+from edgeopt.formats import onnx_external
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -37,25 +38,48 @@ def check(path: Path, target: Mapping[str, Any]) -> list[Finding]:
 
 def read(path: Path, target: Mapping[str, Any]) -> list[Finding]:
     """Layer A. `target` holds a target's fields; of its options `product`, `compute_capabilities` and `profiles` count."""
-    try:
-        onnx_format.refuse_oversize(path)
-    except UsageError as error:
-        return [Finding("A", "error", path.name, error.cause, error.remedy)]
     onnx = registry.need("onnx", "all")
     try:
-        model = onnx_format.load(path, weights=False)
-    except Exception as error:  # noqa: BLE001 (protobuf's errors are no part of its interface)
-        raise StepError(f"{path.name} is no ONNX model: {' '.join(str(error).split())[:200]}", remedy="export it again") from None
+        model = onnx_format.read(path)
+        onnx_external.files(model, path)
+    except (UsageError, UntrustedError) as error:
+        return [Finding("A", "error", path.name, error.cause, error.remedy)]
     with contextlib.suppress(Exception):  # a function that cannot be put in place is read by itself
         model = _inlined(model)
     with contextlib.suppress(Exception):  # an odd model has fewer known types; the rules that need none still hold
         model = onnx.shape_inference.infer_shapes(model)
+    if reason := _invalid(model):  # the rules below take a node's inputs for granted, and so do parsers
+        return [Finding("A", "error", path.name, f"it is no valid ONNX: {reason}", "export it again, or mend what made it")]
     found = tensorrt_check_nodes.ends(model, target)
     for scope in scopes(model, path.parent):
         for node in scope.nodes:
             found += tensorrt_check_quantization.node(scope, node)
             found += tensorrt_check_nodes.node(scope, node, target, {function.name for function in model.functions})
     return list(dict.fromkeys(found))  # a function that is called twice has its faults once
+
+
+def _invalid(model: ModelProto) -> str:
+    """Why onnx's own checker refuses a model, or an empty string. Weights are left out, and what only old forms lack is let pass."""
+    from onnx.checker import ValidationError, check_model
+
+    if onnx_format.too_large(model):
+        return ""
+    looked = type(model)()
+    looked.CopyFrom(model)
+    looked.ir_version = max(looked.ir_version, onnx_format.OLDEST_IR)
+    for value in (*looked.graph.input, *looked.graph.output):
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    for tensor in onnx_format.tensors(looked):
+        if tensor.data_type not in tensor.DataType.values():
+            return f"the tensor '{tensor.name}' has a type that ONNX does not know ({tensor.data_type})"
+        if tensor.data_location == tensor.EXTERNAL:  # it stands beside the model, of which the checker knows not where it is
+            tensor.CopyFrom(type(tensor)(name=tensor.name, data_type=tensor.data_type, dims=[0]))
+    try:
+        check_model(looked)
+    except ValidationError as error:
+        return onnx_format.cause(error)
+    return ""
 
 
 def _inlined(model: ModelProto) -> ModelProto:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.backends import tensorrt_profiles
 from edgeopt.backends.tensorrt_check_quantization import INTEGER, QUANTIZE, S8, type_name, type_of
+from edgeopt.backends.tensorrt_check_scopes import name_of
 from edgeopt.core.errors import UsageError
 from edgeopt.core.protocols import Finding, Level
 from edgeopt.formats import onnx as onnx_format
@@ -43,7 +44,7 @@ FLOAT, DOUBLE, FP16, BF16, UINT8 = 1, 11, 10, 16, 2
 _FLOATS = (FLOAT, FP16, BF16, DOUBLE)
 _FLOAT8, _FLOAT4 = (17, 18, 19, 20), (23,)
 _NO_TYPE = (4, 5, 8, 12, 13, 14, 15)  # UINT16 INT16 STRING UINT32 UINT64 COMPLEX64 COMPLEX128
-_NO_NUMPY = (BF16, *_FLOAT8, 21, 22, *_FLOAT4)  # UINT4, INT4
+_NO_NUMPY = (BF16, *_FLOAT8, *_FLOAT4, 21, 22, 24, 25, 26)  # UINT4 INT4 FLOAT8E8M0 UINT2 INT2
 # From which compute capability on a type runs.
 _SINCE = {BF16: 8.0, **dict.fromkeys(_FLOAT8, 8.9), **dict.fromkeys(_FLOAT4, 10.0)}
 _HALF = "put cast-fp16 in the variant, or leave 7.5 out of compute_capabilities"
@@ -52,6 +53,9 @@ _HALF = "put cast-fp16 in the variant, or leave 7.5 out of compute_capabilities"
 def ends(model: ModelProto, target: Mapping[str, Any]) -> list[Finding]:
     """Findings on the model's inputs and outputs: their types, and axes without a range."""
     found = []
+    for side, values in (("inputs", onnx_format.inputs(model)), ("outputs", model.graph.output)):
+        if not values:
+            found.append(Finding("A", "error", side, f"there are no {side}", f"export the model with its {side}"))
     for value in (*onnx_format.inputs(model), *model.graph.output):
         kind = value.type.tensor_type.elem_type
         if kind in _NO_TYPE:
@@ -63,6 +67,10 @@ def ends(model: ModelProto, target: Mapping[str, Any]) -> list[Finding]:
         elif kind in _NO_NUMPY:
             cause = f"it is {type_name(kind)}: numpy has no such numbers, so that nothing here can feed or read it"
             found.append(Finding("A", "error", value.name, cause, "export it as float32, with a cast inside the model"))
+    for value in onnx_format.inputs(model):
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            cause, remedy = "nothing tells how many axes it has", "export the model with the shapes of its inputs"
+            found.append(Finding("A", "error", value.name, cause, remedy))
     try:
         signature = onnx_format.signature_of(model)
     except UsageError as error:
@@ -78,7 +86,7 @@ def ends(model: ModelProto, target: Mapping[str, Any]) -> list[Finding]:
                 deciding.setdefault(node.input[index], node)
     for value in onnx_format.inputs(model):
         if one := deciding.get(value.name):
-            cause = f"it decides a shape (of {one.op_type} '{one.name}'): TensorRT would need a range of its values"
+            cause = f"it decides a shape (of {one.op_type} '{name_of(one)}'): TensorRT would need a range of its values"
             found.append(Finding("A", "error", value.name, cause, "export the model with that input as a constant"))
     return [*found, *(_recurrent(model, known) if target.get("options", {}).get("product") == "rtx" else [])]
 
@@ -123,7 +131,7 @@ def _operator(scope: Scope, node: NodeProto, rtx: bool) -> Iterator[Finding]:
 def _trains(scope: Scope, node: NodeProto) -> bool:
     if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
         mode = scope.values(node.input[2])
-        return mode is None or bool(mode[0])
+        return mode is None or bool(mode.any())
     return node.op_type == "BatchNormalization" and any(one.name == "training_mode" and one.i for one in node.attribute)
 
 
@@ -167,6 +175,6 @@ def _recurrent(model: ModelProto, known: Mapping[str, tensorrt_profiles.Range]) 
         batch = dims[0 if any(one.name == "layout" and one.i for one in node.attribute) else 1]
         if batch.dim_value == 1 or known.get(batch.dim_param, (0, 0, 2))[2] == 1:
             cause = f"{node.op_type} of batch 1: TensorRT for RTX may take very long over it, or never end"
-            axis = batch.dim_param or "the batch axis"
-            remedy = f"let the axis vary up to 2: options: {{profiles: {{{axis}: [1, 1, 2]}}}}"
-            yield Finding("A", "warning", node.name or node.output[0], cause, remedy)
+            opened = "" if batch.dim_param else "export the model with its batch axis open, and "
+            remedy = f"{opened}let the axis vary up to 2: options: {{profiles: {{{batch.dim_param or 'AXIS'}: [1, 1, 2]}}}}"
+            yield Finding("A", "warning", name_of(node), cause, remedy)

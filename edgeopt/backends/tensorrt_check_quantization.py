@@ -85,7 +85,9 @@ def _pair(scope: Scope, node: NodeProto) -> Iterator[Finding]:
             yield Finding("A", "error", name, "the scale is not constant but computed; TensorRT may crash over it", S8)
         return
     numbers = scales.astype(np.float64)
-    if kind != FLOAT4 and not (np.isfinite(numbers) & (numbers > 0)).all():
+    if not numbers.size:
+        yield Finding("A", "error", name, "the scale is an empty tensor", S8)
+    elif kind != FLOAT4 and not (np.isfinite(numbers) & (numbers > 0)).all():
         worst = numbers[~(np.isfinite(numbers) & (numbers > 0))][0]
         yield Finding("A", "error", name, f"scale {worst:g}: scales are above 0 (a channel of zeros needs one too)", S8)
 

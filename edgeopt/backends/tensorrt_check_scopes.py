@@ -41,7 +41,7 @@ class Scope:
 
     def name(self, node: NodeProto) -> str:
         """What the user finds the node by."""
-        return f"{self.where}{node.name or f'{node.op_type} of {node.output[0] if node.output else node.op_type}'}"
+        return self.where + name_of(node)
 
     def constant(self, name: str) -> TensorProto | None:
         """The stored tensor behind a name, also through nodes that only rearrange it."""
@@ -67,9 +67,9 @@ class Scope:
         return False
 
     def values(self, name: str) -> np.ndarray[Any, Any] | None:
-        """The numbers behind a constant's name, flat; None when it is computed."""
+        """The numbers behind a constant's name, flat; None when it is computed, or text."""
         tensor = self.constant(name)
-        if tensor is None:
+        if tensor is None or tensor.data_type == tensor.STRING:
             return None
         from onnx import numpy_helper
 
@@ -100,6 +100,11 @@ class Scope:
                     waiting += node.output
                 else:
                     yield node
+
+
+def name_of(node: NodeProto) -> str:
+    """A node's name, or what it makes."""
+    return node.name or f"{node.op_type} of {next(filter(None, node.output), 'nothing')}"
 
 
 def scopes(model: ModelProto, folder: Path) -> Iterator[Scope]:

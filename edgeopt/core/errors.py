@@ -150,6 +150,9 @@ def from_exception(error: BaseException, doing: str) -> EdgeoptError:
         return ResourceError(f"{doing}: out of memory", remedy="use fewer or smaller samples, or a larger machine")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"{doing}: the disk is full", remedy="free space, or point EDGEOPT_CACHE at a larger disk")
+    if type(error).__name__ == "EncodeError":  # protobuf's: a message ends at 2 GiB
+        cause = f"{doing}: the model passes 2 GB with its weights, and this step needs it in one protobuf, which ends there"
+        return StepError(cause, remedy="leave the step out of this variant, or give a smaller model")
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0] if len(text) > 600 else text
     return StepError(f"{doing}: {type(error).__name__}: {first}", remedy="the full traceback is in the run's log")

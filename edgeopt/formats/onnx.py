@@ -27,6 +27,8 @@ MAIN = "model.onnx"
 WEIGHTS = "model.onnx.data"
 # Protobuf ends at 2 GiB; shape inference and the checker want room below that.
 LARGEST_FILE, LARGEST_PROTOBUF = 1_500_000_000, 2**31 - 1
+# Old files keep weights among the inputs only because IR 3 demanded it; the converter needs them out of there.
+OLDEST_IR = 8
 DEFAULT_DOMAINS = ("", "ai.onnx")
 FLOAT, INT64, FLOAT16, BFLOAT16 = 1, 7, 10, 16  # ONNX's own numbers of its types
 
@@ -88,26 +90,61 @@ def session_options(level: Any) -> Any:
     return options
 
 
-def refuse_oversize(path: Path) -> None:
+def _refuse_oversize(path: Path) -> None:
     """Raises UsageError for a file that no protobuf may be: read, it would look like one that is cut off."""
     if path.stat().st_size > LARGEST_PROTOBUF:
         remedy = "save it with its weights beside it: onnx.save_model(model, path, save_as_external_data=True)"
         raise UsageError(f"{path.name} is over 2 GB, which no ONNX file may be", remedy=remedy)
 
 
-def load(path: Path, weights: bool = True) -> ModelProto:
-    """The model behind a file that edgeopt wrote; `weights=False` leaves external data on disk."""
+def read(path: Path) -> ModelProto:
+    """The parsed file, external data not loaded. Raises UsageError when it is no ONNX model."""
     onnx = registry.need("onnx", "all")
-    refuse_oversize(path)
-    model: ModelProto = onnx.load(path, load_external_data=weights)
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}", remedy="paths are relative to the recipe's folder")
+    _refuse_oversize(path)
+    data = path.read_bytes()
+    if not data:
+        raise UsageError(f"{path.name} is empty", remedy="export or copy the model again")
+    if data.startswith(b"version https://git-lfs"):
+        raise UsageError(f"{path.name} is a Git LFS pointer, not a model", remedy="fetch the file itself: git lfs pull")
+    model: ModelProto
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError:
+        raise UsageError(f"{path.name} is no ONNX model, or is cut off", remedy="export or copy the model again") from None
+    if not model.HasField("graph") or not model.opset_import:
+        raise UsageError(f"{path.name} is no ONNX model, or is cut off: no graph or no opset", remedy="export or copy the model again")
     return model
+
+
+def load(path: Path, weights: bool = True) -> ModelProto:
+    """The model behind a file that edgeopt wrote; `weights=False` leaves external data on disk. Raises as `read` does."""
+    model = read(path)
+    if weights:
+        registry.need("onnx", "all").load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def too_large(model: ModelProto) -> bool:
+    """Whether a model in memory passes 1.5 GB: it goes neither into one file nor through onnx's checker and inference."""
+    from google.protobuf.message import EncodeError
+
+    try:
+        return bool(model.ByteSize() > LARGEST_FILE)
+    except EncodeError:  # it counts by writing, which ends at 2 GiB
+        return True
 
 
 def save(model: ModelProto, path: Path) -> Path:
     """Write the model, its weights in one file beside it when it is too large for a single protobuf."""
     onnx = registry.need("onnx", "all")
-    if model.ByteSize() > LARGEST_FILE:
-        onnx.save_model(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=1024)
+    data = path.with_name(path.name + ".data")
+    data.unlink(missing_ok=True)  # onnx would write behind what an earlier save left there
+    if too_large(model):
+        onnx.save_model(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
         onnx.load_external_data_for_model(model, str(path.parent))  # saving took the weights out of the model
     else:
         onnx.save_model(model, path)
@@ -241,11 +278,15 @@ def _spec(value: ValueInfoProto, batch: str) -> TensorSpec:
         raise UsageError(f"'{value.name}' is no tensor but {kind}", remedy="give a model whose inputs and outputs are plain tensors")
     from onnx.helper import tensor_dtype_to_np_dtype
 
+    try:
+        dtype = tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+    except KeyError as error:
+        raise UsageError(f"'{value.name}' has a type that ONNX does not know ({error})", remedy="export the model again") from None
     shape: list[int | str] = []
     for axis, dim in enumerate(value.type.tensor_type.shape.dim):
         unnamed = batch if batch and axis == 0 else f"{value.name}_d{axis}"
         shape.append(dim.dim_value if dim.dim_value > 0 else _axis_name(dim) or unnamed)
-    return TensorSpec(value.name, tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name, tuple(shape))
+    return TensorSpec(value.name, dtype, tuple(shape))
 
 
 def name_axes(model: ModelProto, signature: Signature) -> None:

@@ -20,7 +20,7 @@ def write(model: ModelProto) -> None:
     _infer(model)
     known = of_graph(model.graph)
     unknown = [name for node in model.graph.node for name in node.output if name and name not in known]
-    if unknown and model.ByteSize() < onnx_format.LARGEST_FILE:
+    if unknown and not onnx_format.too_large(model):
         _ask(model, unknown)
         _infer(model)  # bodies read what is known now
 

@@ -152,8 +152,8 @@ def _size_outputs(proto: ModelProto, path: Path, feeds: list[Feeds]) -> None:
     """
     import onnx
 
-    large = proto.ByteSize() > onnx_format.LARGEST_FILE
-    known = onnx.shape_inference.infer_shapes(proto) if not large else proto
+    large = onnx_format.too_large(proto)
+    known = proto if large else onnx.shape_inference.infer_shapes(proto)
     signature, by_value = onnx_format.signature_of(proto), _decided_by_values(proto)
     all_fixed = all(isinstance(size, int) for spec in signature.inputs for size in spec.shape)
     # Made-up whole numbers may be no token, rate or length that the model knows: that it refuses them says nothing of the sizes.

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import mmap
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import UntrustedError, UsageError
 from edgeopt.core.model import FileRef
 from edgeopt.core.protocols import Context, Pass
 from edgeopt.formats import onnx as onnx_format
+from edgeopt.formats import onnx_external
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,11 +22,7 @@ if TYPE_CHECKING:
 
 # Per-channel quantization needs axes on DequantizeLinear (13); 17 has LayerNormalization, and every runtime reads it.
 OLDEST_OPSET, RAISED_OPSET = 13, 17
-# Old files keep weights among the inputs only because IR 3 demanded it; the converter needs them out of there.
-OLDEST_IR = 8
 _TEXT = 8  # TensorProto.STRING
-# The protobuf entry (key "location", then its value) that points at a file of external data.
-_LOCATION = re.compile(rb"\x0a\x08location\x12")
 
 
 class ImportOnnx(Pass, FileRef, produces="onnx", needs=("onnx",)):
@@ -41,18 +35,18 @@ class ImportOnnx(Pass, FileRef, produces="onnx", needs=("onnx",)):
         path = self.locate(base)
         if not path.is_file():
             return [path]
-        names = {name for name in _named_files(path) if _escapes(path.parent, name) == ""}
+        names = {name for name in onnx_external.named(path) if onnx_external.escapes(path.parent, name) == ""}
         return [path, *sorted(found for name in names if (found := path.parent / name).is_file())]
 
     def run(self, model: Artifact, ctx: Context) -> Path:
         path = self.locate(ctx.base)
-        proto = read(path)
+        proto = onnx_format.read(path)
         keyed = self.user_files(ctx.base)
-        if any(path.parent / name not in keyed for name in external_files(proto, path)):
+        if any(path.parent / name not in keyed for name in onnx_external.files(proto, path)):
             raise UntrustedError(
                 f"{path.name}: external data is named in an unusual encoding", remedy="write the file anew with onnx.save_model"
             )
-        _load_external(proto, path)
+        onnx_external.load(proto, path)
         _refuse_empty(proto, path.name)
         tidy(proto)
         _refuse_untold(proto, path.name)
@@ -70,101 +64,6 @@ class ImportOnnx(Pass, FileRef, produces="onnx", needs=("onnx",)):
     def original(self, base: Path) -> Callable[[Feeds], Feeds]:
         """The file as it is, by the same runtime as the result."""
         return onnx_format.Onnx().runner(self.locate(base))
-
-
-def _named_files(path: Path) -> set[str]:
-    """What may be names of external data in a file of any size: a superset, found by a scan."""
-    if path.stat().st_size == 0:
-        return set()
-    names = set()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for match in _LOCATION.finditer(data):
-            size, start, shift = 0, match.end(), 0
-            for byte in data[start : start + 2]:  # a varint; names longer than 16 kB are not files
-                size |= (byte & 127) << shift
-                start, shift = start + 1, shift + 7
-                if byte < 128:
-                    break
-            names.add(data[start : start + size].decode(errors="replace"))
-    return names
-
-
-def _escapes(folder: Path, name: str) -> str:
-    """Why external data of that name may not be opened, or an empty string."""
-    if not name or "\0" in name:
-        return "is no file name"
-    if name.startswith(("/", "\\")) or name[1:2] == ":":
-        return "is an absolute path"
-    if ".." in re.split(r"[/\\]", name):
-        return "leaves the model's folder"
-    if not (folder / name).resolve().is_relative_to(folder.resolve()):
-        return "leads out of the model's folder through a link"
-    return ""
-
-
-def read(path: Path) -> ModelProto:
-    """The parsed file, external data not loaded. Raises UsageError when it is no ONNX model."""
-    onnx = registry.need("onnx", "all")
-    from google.protobuf.message import DecodeError
-
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}", remedy="paths are relative to the recipe's folder")
-    onnx_format.refuse_oversize(path)
-    data = path.read_bytes()
-    if not data:
-        raise UsageError(f"{path.name} is empty", remedy="export or copy the model again")
-    if data.startswith(b"version https://git-lfs"):
-        raise UsageError(f"{path.name} is a Git LFS pointer, not a model", remedy="fetch the file itself: git lfs pull")
-    model: ModelProto
-    try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError:
-        raise UsageError(f"{path.name} is no ONNX model, or is cut off", remedy="export or copy the model again") from None
-    if not model.HasField("graph") or not model.opset_import:
-        raise UsageError(f"{path.name} is no ONNX model, or is cut off: no graph or no opset", remedy="export or copy the model again")
-    return model
-
-
-def external_files(model: ModelProto, path: Path) -> set[str]:
-    """Names of the external data that the model refers to, each checked to lie in its folder."""
-    names = set()
-    for tensor in onnx_format.tensors(model):
-        if tensor.data_location != tensor.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        name = entries.get("location", "")
-        reason = _escapes(path.parent, name)
-        if reason:
-            raise UntrustedError(f"{path.name}: external data '{name}' {reason}", remedy="keep it beside the model")
-        file = path.parent / name
-        if not file.is_file():
-            raise UsageError(f"{path.name}: its external data '{name}' is missing", remedy=f"put it beside the model, as {file}")
-        if not _fits(entries, file.stat().st_size):
-            raise UsageError(
-                f"{path.name}: its external data '{name}' is too short for the tensor '{tensor.name}'", remedy="copy both files again"
-            )
-        names.add(name)
-    return names
-
-
-def _fits(entries: dict[str, str], size: int) -> bool:
-    numbers = [entries.get("offset") or "0", entries.get("length") or "0"]
-    return all(number.isdecimal() for number in numbers) and sum(map(int, numbers)) <= size
-
-
-def _load_external(model: ModelProto, path: Path) -> None:
-    from onnx.external_data_helper import load_external_data_for_tensor
-
-    for tensor in onnx_format.tensors(model):
-        if tensor.data_location == tensor.EXTERNAL:
-            try:
-                load_external_data_for_tensor(tensor, str(path.parent))
-            except Exception as error:  # noqa: BLE001  (onnx has its own checks, and raises half a dozen kinds)
-                raise UntrustedError(
-                    f"{path.name}: external data refused: {onnx_format.cause(error)}", remedy="write the file anew with onnx.save_model"
-                ) from None
-            tensor.data_location = tensor.DEFAULT
-            del tensor.external_data[:]
 
 
 def _refuse_empty(model: ModelProto, name: str) -> None:
@@ -221,9 +120,12 @@ def tidy(model: ModelProto) -> None:
     kept = [type(value).FromString(value.SerializeToString()) for value in fed]
     del model.graph.input[:]
     model.graph.input.extend(kept)
-    model.ir_version = max(model.ir_version, OLDEST_IR)
+    model.ir_version = max(model.ir_version, onnx_format.OLDEST_IR)
     if model.functions:
+        stored = list(model.graph.initializer)  # weights take no part, and with them it may be too large for one protobuf
+        del model.graph.initializer[:]
         model.CopyFrom(inliner.inline_local_functions(model))
+        model.graph.initializer.extend(stored)
     onnx_format.name_nodes(model)
 
 
@@ -244,7 +146,7 @@ def infer(model: ModelProto, name: str, ctx: Context) -> ModelProto:
     import onnx
 
     onnx_format.name_axes(model, onnx_format.signature_of(model))
-    large = model.ByteSize() > onnx_format.LARGEST_FILE  # checker and inference work on one protobuf
+    large = onnx_format.too_large(model)  # checker and inference work on one protobuf
     if not large:
         try:
             model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)

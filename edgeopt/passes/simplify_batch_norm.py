@@ -28,7 +28,7 @@ def fold(model: ModelProto) -> int:
 
     if onnx_format.opset(model) < _LEAST_OPSET or all(node.op_type != "BatchNormalization" for node in onnx_format.nodes(model)):
         return 0
-    known = onnx.shape_inference.infer_shapes(model) if model.ByteSize() < onnx_format.LARGEST_FILE else model
+    known = model if onnx_format.too_large(model) else onnx.shape_inference.infer_shapes(model)
     values = [value for graph in onnx_format.graphs(known.graph) for value in (*graph.input, *graph.value_info, *graph.output)]
     rows = {value.name for value in values if len(value.type.tensor_type.shape.dim) == 2}
     return sum(_Graph(graph, rows).fold() for graph in onnx_format.graphs(model.graph))

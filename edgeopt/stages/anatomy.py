@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import registry
 from edgeopt.core.artifact import Signature
-from edgeopt.core.errors import EdgeoptError, UntrustedError, UsageError
+from edgeopt.core.errors import UntrustedError, UsageError
 from edgeopt.stages import work
 
 if TYPE_CHECKING:
@@ -53,22 +53,19 @@ def _parameters(stored: dict[str, int]) -> int:
 
 def _onnx(path: Path) -> dict[str, Any]:
     onnx = registry.need("onnx", "all")
-    try:
-        signature = registry.load("formats", "onnx")().signature(path)
-        model = onnx.load(path, load_external_data=False)
-    except EdgeoptError:
-        raise
-    except Exception as error:  # noqa: BLE001 (protobuf raises its own kinds, by version)
-        raise UsageError(f"{path.name}: not an ONNX file, or truncated ({type(error).__name__})", remedy="export it again") from None
+    signature = registry.load("formats", "onnx")().signature(path)
+    model = onnx.load(path, load_external_data=False)
     if not model.graph.node:
-        raise UsageError(f"{path.name}: not an ONNX file, or one without a single node", remedy="export it again")
+        raise UsageError(f"{path.name} computes nothing: its graph has no nodes", remedy="export it again")
     stored: Counter[str] = Counter()
     operators: Counter[str] = Counter()
     files: set[str] = set()
     for graph in _graphs(model.graph):
         constants = [a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"]
         for tensor in [*graph.initializer, *constants]:
-            stored[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += math.prod(tensor.dims)
+            known = tensor.data_type in onnx.TensorProto.DataType.values()
+            kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower() if known else f"type {tensor.data_type}"
+            stored[kind] += math.prod(tensor.dims)
             files |= {entry.value for entry in tensor.external_data if entry.key == "location"}
         operators.update(f"{node.domain}:{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type for node in graph.node)
     stored = Counter({{"float": "float32", "double": "float64"}.get(name, name): count for name, count in stored.items()})

@@ -12,7 +12,7 @@ from edgeopt.core import registry
 from edgeopt.core import target as targets
 from edgeopt.core.artifact import RECORD, Artifact
 from edgeopt.core.errors import UntrustedError, UsageError
-from edgeopt.core.protocols import Backend, Options
+from edgeopt.core.protocols import Backend, Finding, Options
 from edgeopt.stages import anatomy
 
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
@@ -45,11 +45,7 @@ def inspect(path: Path, target: str | None = None) -> Inspection:
     """Look into a model file, an artifact's folder or a run folder; with a target, say what keeps the model from it."""
     if target is not None:
         found = inspect(path)
-        model = Artifact.read(path).path if path.is_dir() else path
-        used = targets.load(target, Path())
-        backend: Backend = registry.load("backends", used.backend)()
-        verdict = backend.check(model, used.model_dump(mode="json"))
-        return found.model_copy(update={"findings": [vars(one) for one in verdict]})
+        return found.model_copy(update={"findings": [vars(one) for one in _check(path, found.format, target)]})
     if not path.exists():
         raise UsageError(f"no such file: {path}", remedy="name a model file, an artifact's folder or a run folder")
     if path.is_dir():
@@ -66,6 +62,23 @@ def inspect(path: Path, target: str | None = None) -> Inspection:
             remedy=f"these can: {', '.join(anatomy.READERS)}, or a folder of edgeopt",
         )
     return Inspection(path=str(path), **{"size_bytes": path.stat().st_size, **reader(path)})
+
+
+def _check(path: Path, format: str, name: str) -> list[Finding]:
+    """What keeps a model from a target. Raises UsageError for what the target does not compile, and where there is no checker for it."""
+    used = targets.load(name, Path())
+    backend: Backend = registry.load("backends", used.backend)()
+    model = Artifact.read(path).path if path.is_dir() and format != "run" else path
+    kind = {".onnx": "onnx", ".xml": "openvino"}.get(model.suffix.lower(), format)
+    if kind not in backend.formats:
+        takes = " or ".join(backend.formats)
+        raise UsageError(
+            f"{name} takes {takes}, this is {kind}", remedy="name a model file that it takes; export other models to ONNX first"
+        )
+    if type(backend).check is Backend.check:
+        remedy = f"compile and run the model there: edgeopt bench {path} --target {name}"
+        raise UsageError(f"nothing checks a model for {name} without compiling it", remedy=remedy)
+    return backend.check(model, used.model_dump(mode="json"))
 
 
 def _folder(path: Path) -> Inspection:

@@ -206,12 +206,14 @@ def _settle(model: ModelProto, shapes: Shapes) -> dict[str, list[int]]:
 
 def _onnx_layer(node: NodeProto, known: dict[str, list[int]]) -> Layer | None:
     kind, first, second = ONNX[node.op_type]
+    if len(node.input) <= max(first, second) or not node.output:
+        return None
     data, weight, result = (known.get(name) for name in (node.input[first], node.input[second], node.output[0]))
     if not data or not weight or not result or 0 in (*data, *weight, *result):
         return None
     weights = math.prod(weight)
     if kind == "recurrent":
-        again = known.get(node.input[2])
+        again = known.get(node.input[2]) if len(node.input) > 2 else None
         if not again:
             return None
         weights += math.prod(again)
@@ -233,7 +235,7 @@ def _spread(graph: GraphProto, counted: Work) -> None:
         for name in node.input:
             users.setdefault(name, []).append(node)
     for tensor, index in [(node.output[0], counted.own[node.output[0]]) for node in graph.node if node.op_type in ONNX]:
-        while len(followers := users.get(tensor, [])) == 1 and followers[0].op_type not in ONNX:
+        while len(followers := users.get(tensor, [])) == 1 and followers[0].op_type not in ONNX and followers[0].output:
             tensor = followers[0].output[0]
             if tensor in counted.names:
                 break

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -518,7 +519,7 @@ def test_inspect_says_when_a_file_is_no_whole_model(
 ) -> None:
     (tmp_path / "m.onnx").write_bytes(spoil((here / "tiny.onnx").read_bytes()))
     assert call(["inspect", str(tmp_path / "m.onnx")]) == 2
-    assert "not an ONNX file" in capsys.readouterr().err
+    assert re.search("no ONNX model, or is cut off|is empty", capsys.readouterr().err)
 
 
 def test_inspect_reads_openvino_torch_exports_and_safetensors(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

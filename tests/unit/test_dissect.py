@@ -99,7 +99,7 @@ def test_an_artifact_of_a_run_is_opened_as_it_was_measured(tmp_path: Path, capsy
         ("none.onnx", 2, "no such file"),
         ("model.pt2", 2, "no kind of file whose layers can be told"),
         ("empty", 2, "is neither an artifact"),
-        ("broken.onnx", 2, "not an ONNX file"),
+        ("broken.onnx", 2, "is no ONNX model, or is cut off"),
     ],
 )
 def test_what_cannot_be_timed_is_told(name: str, code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 import small_onnx as small
+from google.protobuf.message import EncodeError
 from onnx import TensorProto, helper
 
 from edgeopt.core.artifact import Artifact, TensorSpec
-from edgeopt.core.errors import StepError, UsageError
+from edgeopt.core.errors import StepError, UsageError, from_exception
 from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats.onnx import Onnx, examples
@@ -101,6 +102,25 @@ def test_a_large_model_is_written_with_its_weights_beside_it(tmp_path, monkeypat
     feeds = examples(Onnx().signature(path))
     np.testing.assert_array_equal(Onnx().runner(path)(feeds)["y"], Onnx().runner(plain)(feeds)["y"])
     assert onnx_format.load(path).graph.initializer[0].dims == [64, 64]
+    size = (tmp_path / "model.onnx.data").stat().st_size
+    onnx_format.save(onnx_format.load(path), path)
+    assert (tmp_path / "model.onnx.data").stat().st_size == size, "onnx writes behind what is there"
+    monkeypatch.setattr(onnx_format, "LARGEST_FILE", 10**6)
+    onnx_format.save(onnx_format.load(path), path)
+    assert not (tmp_path / "model.onnx.data").exists()
+
+
+def test_a_model_beyond_protobuf_is_too_large_and_does_not_raise():
+    """Its weights, zeros that are never read, take 2.2 GB for three seconds."""
+    proto = small.mlp()
+    assert not onnx_format.too_large(proto)
+    proto.graph.initializer.add(name="big", data_type=small.FLOAT, dims=[550_000_000], raw_data=bytes(2_200_000_000))
+    assert onnx_format.too_large(proto)
+
+
+def test_a_step_that_needs_one_protobuf_says_so():
+    told = from_exception(EncodeError("Failed to serialize proto"), "simplify")
+    assert isinstance(told, StepError) and "passes 2 GB" in told.cause and "leave the step out" in told.remedy
 
 
 @pytest.mark.parametrize("make", MODELS)

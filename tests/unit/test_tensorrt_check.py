@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import small_onnx as small
@@ -16,8 +17,8 @@ from small_onnx import FLOAT, model, value
 
 from edgeopt.backends import tensorrt_check, tensorrt_check_nodes
 from edgeopt.core import registry
-from edgeopt.core.errors import StepError, UsageError
-from edgeopt.passes import import_onnx
+from edgeopt.core.errors import UsageError
+from edgeopt.formats import onnx as onnx_format
 from edgeopt.runner import tensorrt_engine, tensorrt_library
 from edgeopt.stages.inspect import inspect
 
@@ -148,10 +149,94 @@ def test_the_builder_refuses_what_the_parser_let_pass(name, tmp_path):
 # -- what the checker must cope with ---------------------------------------------------------------
 
 
-def test_a_file_that_is_no_model_is_an_error_of_the_step(tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"\x08no model at all")
-    with pytest.raises(StepError, match="no ONNX model"):
-        tensorrt_check.read(tmp_path / "model.onnx", target())
+NO_MODEL = {b"": "is empty", b"\x08no model at all": "no ONNX model", b"version https://git-lfs.github.com/spec/v1": "Git LFS pointer"}
+
+
+@pytest.mark.parametrize("raw", NO_MODEL)
+def test_a_file_that_is_no_model_is_told_as_such(raw, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(raw)
+    (one,) = tensorrt_check.check(tmp_path / "model.onnx", target())
+    assert one.level == "error" and NO_MODEL[raw] in one.cause and one.remedy
+
+
+S, Z = numpy_helper.from_array(np.float32([[0.1]]).reshape(()), "s"), numpy_helper.from_array(np.int8([0]).reshape(()), "z")
+PAIR = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["h"], name="q"), helper.make_node("DequantizeLinear", ["h", "s", "z"], ["y"])]
+
+
+def shown(name: str, tensor: TensorProto, **entries: str) -> TensorProto:
+    """A scale that is said to lie in a file."""
+    made = TensorProto(name=name, data_type=tensor.data_type, dims=tensor.dims, data_location=TensorProto.EXTERNAL)
+    for key, text in entries.items():
+        made.external_data.add(key=key, value=text)
+    return made
+
+
+BROKEN = {
+    "a circle behind the scale": ([helper.make_node("Identity", ["b"], ["s"]), helper.make_node("Identity", ["s"], ["b"]), *PAIR], [Z]),
+    "a pair without inputs": ([helper.make_node("QuantizeLinear", [], ["y"], name="q")], []),
+    "a pair without an output": (
+        [PAIR[0], helper.make_node("DequantizeLinear", ["h", "s", "z"], []), helper.make_node("Relu", ["x"], ["y"])],
+        [S, Z],
+    ),
+    "a scale that nothing makes": (PAIR, [Z]),
+    "a scale cut short": (PAIR, [TensorProto(name="s", data_type=FLOAT, raw_data=b"0"), Z]),
+    "a scale in a file that is not there": (PAIR, [shown("s", S, location="gone.bin"), Z]),
+    "a scale in a file of others": (PAIR, [shown("s", S, location="../../etc/passwd"), Z]),
+    "a tensor of no known type": (PAIR, [S, TensorProto(name="z", data_type=99)]),
+    "an operator that nobody knows": ([helper.make_node("Frobnicate", ["x"], ["y"], name="f")], []),
+    "a branch without a body": ([helper.make_node("If", ["z"], ["y"], name="if")], [Z]),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_no_valid_onnx_is_one_error_and_goes_to_no_parser(what, tmp_path, monkeypatch):
+    nodes, tensors = BROKEN[what]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model(nodes, [value("x", [1, 4])], [value("y", [1, 4])], tensors).SerializeToString())
+    inspect(path)  # tells what is there all the same
+    monkeypatch.setattr(tensorrt_check, "ask_parser", lambda path: pytest.fail("asked"))
+    (one,) = tensorrt_check.check(path, target())
+    assert (one.layer, one.level, one.node) == ("A", "error", "model.onnx") and one.remedy
+
+
+def test_old_files_and_outputs_without_shapes_are_valid(tmp_path):
+    """IR 3 wanted weights among the inputs, and few exporters know the rank of every output."""
+    proto = small.cnn(size=(16, 16))
+    proto.ir_version = 3
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    assert findings(proto, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inputs", "outputs", "node"),
+    [
+        ([helper.make_node("Constant", [], ["y"], value_float=1.0)], [], [value("y", [])], "inputs"),
+        ([helper.make_node("Relu", ["x"], ["y"])], [value("x", [1])], [], "outputs"),
+        ([helper.make_node("Relu", ["x"], ["y"])], [value("x", None)], [value("y", None)], "x"),
+        ([helper.make_node("Relu", ["x"], ["y"])], [value("x", [1], 0)], [value("y", [1])], "inputs"),
+    ],
+)
+def test_what_nobody_can_feed_or_read_is_told(nodes, inputs, outputs, node, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model(nodes, inputs, outputs).SerializeToString())
+    (one,) = tensorrt_check.read(path, target())
+    assert (one.level, one.node) == ("error", node) and one.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "says"),
+    [
+        ("m.xml", "rtx-ada", "rtx-ada takes onnx, this is openvino"),
+        ("m.onnx", "x86-onnxruntime", "nothing checks a model for x86-onnxruntime"),
+    ],
+)
+def test_there_is_no_verdict_where_nothing_was_checked(name, wanted, says, tmp_path):
+    (tmp_path / "m.xml").write_text('<net name="m" version="11"><layers/></net>')
+    small.write(small.mlp(), tmp_path, "m.onnx")
+    with pytest.raises(UsageError, match=says) as caught:
+        inspect(tmp_path / name, wanted)
+    assert caught.value.remedy
 
 
 def test_a_file_over_2_gb_is_told_with_the_way_out(tmp_path):
@@ -160,7 +245,7 @@ def test_a_file_over_2_gb_is_told_with_the_way_out(tmp_path):
         file.truncate(2**31)  # sparse: it takes no room
     (one,) = tensorrt_check.check(path, target())
     assert one.level == "error" and "2 GB" in one.cause and "save_as_external_data" in one.remedy
-    for read in (inspect, lambda path: inspect(path, "rtx-ada"), import_onnx.read):
+    for read in (inspect, lambda path: inspect(path, "rtx-ada"), onnx_format.read):
         with pytest.raises(UsageError, match="over 2 GB") as caught:
             read(path)
         assert "save_as_external_data" in caught.value.remedy
@@ -204,7 +289,7 @@ def test_a_scale_behind_a_reshape_is_constant(tmp_path):
     index = next(i for i, tensor in enumerate(proto.graph.initializer) if tensor.name == "a_s")
     proto.graph.initializer[index].name = "a_s_flat"
     proto.graph.initializer[index].dims[:] = [1]
-    proto.graph.initializer.append(numpy_helper.from_array(__import__("numpy").array([], "int64"), "scalar"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([], "int64"), "scalar"))
     proto.graph.node.insert(0, helper.make_node("Reshape", ["a_s_flat", "scalar"], ["a_s"], name="to_scalar"))
     assert findings(proto, tmp_path) == []
 
