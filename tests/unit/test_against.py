@@ -185,7 +185,7 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert "says nothing without --against" in refused(capsys, path, "--data", tmp_path / "bad.npz")
     assert "exclude each other" in refused(capsys, path, "--against", path, "--profile")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    assert "not an ONNX file" in refused(capsys, path, "--against", tmp_path / "broken.onnx")
+    assert "is no ONNX model, or is cut off" in refused(capsys, path, "--against", tmp_path / "broken.onnx")
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"], name="shaped")]
     bad = small.model(nodes, [small.value("x", ["N", 4])], [small.value("y", [3])], [small.ints("shape", 3)])
     broken = small.write(bad, tmp_path, "reshape.onnx")
