@@ -380,7 +380,8 @@ def matching(patterns: Sequence[str], kinds: Mapping[str, str], option: str = "k
     """The nodes (name to operator type) that some pattern names, by name or type. Raises UsageError for one that names nothing."""
     found: dict[str, None] = {}
     for pattern in patterns:
-        hits = [name for name, kind in kinds.items() if fnmatchcase(name, pattern) or fnmatchcase(kind, pattern)]
+        # A name may hold brackets of its own, as those that older exporters of torch write: Sequential[layer1]/Conv2d[conv].
+        hits = [name for name, kind in kinds.items() if name == pattern or fnmatchcase(name, pattern) or fnmatchcase(kind, pattern)]
         if not hits:
             raise UsageError(f"{option}: no layer is named or of type '{pattern}'", remedy=did_you_mean(pattern, {*kinds, *kinds.values()}))
         found |= dict.fromkeys(hits)

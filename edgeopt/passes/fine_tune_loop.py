@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from edgeopt.core.errors import StepError, UsageError, did_you_mean
 from edgeopt.core.protocols import Context, fixed_batch
 from edgeopt.formats import torch as torch_format
 from edgeopt.passes import fine_tune_checkpoint as checkpoint
-from edgeopt.passes.fine_tune_losses import Loss, kind_of
+from edgeopt.passes.fine_tune_losses import Loss, kind_of, like
 from edgeopt.passes.fine_tune_options import TrainingOptions
 from edgeopt.passes.fine_tune_samples import Shuffled
 
@@ -173,11 +173,15 @@ class Training:
 
         if self.step is not None:
             return self._own_loss(feeds, labels)
-        teacher = None
+        taught = None
         if self.teacher is not None:
             with torch.no_grad():
-                teacher = self._output(self.teacher, feeds, len(labels))
-        return self.loss(self._output(self.module, feeds, len(labels)), labels, teacher)
+                taught = self._outputs(self.teacher, feeds, len(labels))
+        found = self._outputs(self.module, feeds, len(labels))
+        name = self._trained(found)
+        if taught and not name:
+            return like(found, taught)
+        return self.loss(found[name], labels, taught and taught[name])
 
     def _own_loss(self, feeds: Feeds, labels: list[Any]) -> Tensor:
         """The loss that the user's training step returns."""
@@ -196,14 +200,28 @@ class Training:
             )
         return found.reshape(())
 
-    def _output(self, module: nn.Module, feeds: Feeds, count: int) -> Tensor:
-        """The output that is trained, without the rows that only fill a fixed batch."""
+    def _outputs(self, module: nn.Module, feeds: Feeds, count: int) -> dict[str, Tensor]:
+        """The outputs by name, without what only fills a fixed batch."""
         given = [torch_format.tensor(feeds[spec.name]) for spec in self.record.inputs]
         found = torch_format.named(module(*given), self.record.outputs)
-        name = self.options.output or next(iter(found))
-        if name not in found:
-            raise UsageError(f"the model has no output '{name}'", remedy=did_you_mean(name, found))
-        return found[name][:count]
+        for spec in self.signature.outputs:
+            axis = self.signature.batch_axis(spec)
+            if axis is not None and found[spec.name].shape[axis] > count:
+                found[spec.name] = found[spec.name].narrow(axis, 0, count)
+        return found
+
+    def _trained(self, found: Iterable[str]) -> str:
+        """The output that is trained; empty where all are, as a teacher gives them."""
+        names = list(found)
+        name = self.options.output or names[0]
+        if name not in names:
+            raise UsageError(f"the model has no output '{name}'", remedy=did_you_mean(name, names))
+        if len(names) == 1 or self.options.output:
+            return name
+        if self.loss.kind == "distill-mse":
+            return ""
+        self.ctx.note("untrained_outputs", names[1:])
+        return name
 
     def _teacher(self, needed: bool) -> nn.Module | None:
         reference = self.ctx.reference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.core.errors import UsageError
@@ -84,6 +85,21 @@ class Loss:
             raise UsageError(
                 f"the label {shown!r} is not a number", remedy="give numbers as labels for all samples, all of one shape"
             ) from None
+
+
+def like(found: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -> Tensor:
+    """How far all real-valued outputs are from a teacher's: squared errors as shares of the teacher's power, so that each counts alike."""
+    import torch
+    from torch.nn import functional
+
+    shares = [
+        functional.mse_loss(found[name].float(), wanted.float()) / wanted.float().square().mean().clamp_min(1e-12)
+        for name, wanted in taught.items()
+        if wanted.dtype.is_floating_point
+    ]
+    if not shares:
+        raise UsageError("no output of this model is real-valued, and a teacher teaches none but such", remedy="give a `step` of your own")
+    return torch.stack(shares).mean()
 
 
 def _rows(output: Tensor, truth: Tensor | None) -> Tensor:

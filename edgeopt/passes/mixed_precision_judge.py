@@ -135,7 +135,7 @@ class Judge:
         return [feeds for feeds, _ in self.batches]
 
     def noise(self, run: Run, count: int) -> float:
-        """Noise power over signal power on the first samples: of all outputs together for a budget on `sqnr`, else their mean."""
+        """Noise power over signal power on the first samples, the mean of all outputs."""
         import numpy as np
 
         sums: dict[str, np.ndarray[Any, Any]] = {}
@@ -149,7 +149,7 @@ class Judge:
         powers = np.array([power for power in sums.values() if power[1] > 0])
         if not len(powers):
             return 0.0
-        return float(powers[:, 0].sum() / powers[:, 1].sum() if self.budget.score == "sqnr" else (powers[:, 0] / powers[:, 1]).mean())
+        return float((powers[:, 0] / powers[:, 1]).mean())
 
     def _figure(self, own: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> float:
         value = float(self.score.finish(own))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,17 +11,18 @@ from pydantic import Field
 
 from edgeopt.core import registry
 from edgeopt.core.artifact import Artifact
-from edgeopt.core.errors import StepError, UsageError
+from edgeopt.core.errors import StepError
 from edgeopt.core.protocols import Context, Pass
 from edgeopt.formats import torch as torch_format
 from edgeopt.passes.prune_magnitude_weights import matrices, note_zeros
+from edgeopt.passes.quantize_int8_samples import FEWEST, refuse_few
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # modelopt's own rules: outputs and inputs of a layer are multiples of these, for its kernels.
 _MULTIPLES = {"magnitude": (8, 16), "sparsegpt": (4, 4)}
-_BATCH, _FEWEST = 16, 8
+_BATCH = 16
 
 
 class Prune24(
@@ -46,7 +46,7 @@ class Prune24(
     method: Literal["magnitude", "sparsegpt"] = Field(
         default="magnitude", description="which two go: the smallest, or those that matter least on data"
     )
-    samples: int = Field(default=128, ge=_FEWEST, description="sparsegpt: at most so many calibration samples")
+    samples: int = Field(default=128, ge=FEWEST, description="sparsegpt: at most so many calibration samples")
     keep: list[str] = Field(default_factory=list, description="names or patterns of layers that keep their weights: head, blocks.0.*")
 
     def splits(self) -> tuple[str, ...]:
@@ -62,11 +62,7 @@ class Prune24(
         if by_size:
             self._prune(module, by_size, "sparse_magnitude", {})
         if by_data:
-            if (seen := sum(1 for _ in islice(ctx.data["calibrate"], _FEWEST))) < _FEWEST:
-                raise UsageError(
-                    f"sparsegpt needs at least {_FEWEST} calibration samples, and there are {seen}",
-                    remedy="give more under `data: calibrate`, or choose method: magnitude",
-                )
+            refuse_few(ctx.data["calibrate"], "method: sparsegpt", "method: magnitude needs none")
             loop = {"data_loader": self._feeds(model, ctx), "collect_func": tuple, "device": "cpu"}
             self._prune(module, by_data, "sparsegpt", loop)
         found = {f"{name}.weight": one for name, (one, _) in chosen.items()}

@@ -10,11 +10,12 @@ from edgeopt.core.protocols import Context
 from edgeopt.formats import torch as torch_format
 from edgeopt.passes.fine_tune_losses import Loss, kind_of
 from edgeopt.passes.fine_tune_options import TrainingOptions
+from edgeopt.passes.quantize_int8_samples import refuse_few
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_SAMPLES, _BATCH, _FEWEST = 256, 16, 8
+_SAMPLES, _BATCH = 256, 16
 
 
 def leave_gradients(module: nn.Module, record: torch_format.Record, options: TrainingOptions, ctx: Context) -> None:
@@ -28,11 +29,7 @@ def leave_gradients(module: nn.Module, record: torch_format.Record, options: Tra
     split = ctx.data.get("train") or ctx.data.get("calibrate")
     if split is None:
         raise UsageError("importance: taylor needs samples", remedy="add the split 'train' or 'calibrate' under `data`")
-    if (seen := sum(1 for _ in islice(split, _FEWEST))) < _FEWEST:
-        raise UsageError(
-            f"importance: taylor needs at least {_FEWEST} samples, and `{split.name}` has {seen}",
-            remedy=f"give more under `data: {split.name}`, or rank by magnitude",
-        )
+    refuse_few(split, "importance: taylor", "importance: magnitude needs none")
     label = next(iter(split)).label
     loss = Loss(kind_of(options, label), options) if label is not None else None
     learns = {name: one.requires_grad for name, one in module.named_parameters()}

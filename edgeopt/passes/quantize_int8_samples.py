@@ -53,12 +53,8 @@ class Calibration:
 
     def __init__(self, ctx: Context, samples: int, judge: bool) -> None:
         self.split, self.tune, self.progress = ctx.data["calibrate"], ctx.data.get("tune"), ctx.progress
+        refuse_few(self.split, "quantization", "100 to 500 typical ones are good")
         seen = sum(1 for _ in islice(self.split, samples + JUDGED))
-        if seen < FEWEST:
-            raise UsageError(
-                f"quantization needs at least {FEWEST} calibration samples, and there are {seen}",
-                remedy="give more under `data: calibrate`; 100 to 500 typical ones are good",
-            )
         spare = seen // 5 if judge and self.tune is None else 0
         self.count = min(samples, seen - spare)
         self.spare_from = self.count if self.count < seen else 0
@@ -131,6 +127,16 @@ class Calibration:
         with np.errstate(divide="ignore", invalid="ignore"):
             found = [min(_BEST_DB, 10 * float(np.log10(signal / noise))) for signal, noise in sums.values()]
         return float(np.mean([-_BEST_DB if np.isnan(one) else max(-_BEST_DB, one) for one in found])) if found else 0.0
+
+
+def refuse_few(split: Split, what: str, otherwise: str) -> None:
+    """Raises UsageError when a split has fewer samples than anything can be found on."""
+    seen = sum(1 for _ in islice(split, FEWEST))
+    if seen < FEWEST:
+        raise UsageError(
+            f"{what} needs at least {FEWEST} samples, and '{split.name}' has {seen}",
+            remedy=f"give more under `data: {split.name}`; {otherwise}",
+        )
 
 
 def _after(split: Split, skipped: int) -> Iterator[tuple[Feeds, list[Any]]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import StepError, UsageError, did_you_mean
 from edgeopt.core.protocols import Context
 from edgeopt.formats import torch as torch_format
-from edgeopt.passes.quantize_int8_samples import FEWEST
+from edgeopt.passes.quantize_int8_samples import refuse_few
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,12 +47,7 @@ def calibrated(module: nn.Module, options: TrainInt8, model: Artifact, ctx: Cont
         layer: Any = QuantModuleRegistry.convert(module.get_submodule(name))
         if getattr(layer, "transposed", False):  # its outputs stand on the second axis, of each group
             layer.weight_quantizer.axis = 1 if layer.groups == 1 else None
-    seen = sum(1 for _ in islice(ctx.data["calibrate"], FEWEST))
-    if seen < FEWEST:
-        raise UsageError(
-            f"ranges need at least {FEWEST} calibration samples, and there are {seen}",
-            remedy="give more under `data: calibrate`; 100 to 500 typical ones are good",
-        )
+    refuse_few(ctx.data["calibrate"], "train-int8", "100 to 500 typical ones are good")
     record = torch_format.Record.read(model.path)
 
     def walk(subject: nn.Module) -> None:

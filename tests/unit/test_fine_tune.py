@@ -281,6 +281,42 @@ def test_outputs_that_are_no_classes_are_taught_by_their_squared_distance(base, 
     assert accuracy(student) > 0.85
 
 
+HEADS = """
+import torch
+from torch import nn
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.large, self.small = nn.Linear(64, 16), nn.Linear(16, 4), nn.Linear(16, 2)
+
+    def forward(self, image):
+        hidden = torch.tanh(self.trunk(image))
+        return {"large": 100 * self.large(hidden), "small": self.small(hidden) / 100}
+
+def build(seed):
+    torch.manual_seed(seed)
+    return Heads()
+"""
+
+
+def test_all_outputs_are_taught_alike_and_those_that_are_not_trained_are_named(base, tmp_path):
+    (base / "heads.py").write_text(HEADS)
+    given = {"factory": "heads.py:build", "inputs": {"image": {"shape": ["N", 64]}}}
+    teacher, student = (small.imported(base, tmp_path / str(seed), arguments={"seed": seed}, **given) for seed in (1, 2))
+    unlabelled = splits(teacher, label=lambda image: None)
+    taught, notes, _ = train(student, tmp_path / "taught", base, unlabelled, reference=teacher, loss="distill-mse", epochs=8)
+    assert "untrained_outputs" not in notes
+    [(feeds, _)] = unlabelled["tune"].batches(100)
+    wanted, before, after = (torch_format.Torch().runner(one.path)(feeds) for one in (teacher, student, taught))
+    for name in ("large", "small"):
+        assert np.square(after[name] - wanted[name]).sum() < 0.1 * np.square(before[name] - wanted[name]).sum()
+    _, notes, _ = train(student, tmp_path / "first", base, unlabelled, reference=teacher, loss="distill", epochs=1)
+    assert notes["untrained_outputs"] == ["small"]
+    _, notes, _ = train(student, tmp_path / "named", base, unlabelled, reference=teacher, loss="distill-mse", output="small", epochs=1)
+    assert "untrained_outputs" not in notes
+
+
 def test_patience_without_a_split_to_watch_is_told(base, model, tmp_path):
     with pytest.raises(UsageError, match="`patience` watches the loss on 'tune'"):
         train(model, tmp_path / "tuned", base, splits(model, tune=0), patience=2)

@@ -125,9 +125,12 @@ def test_fp16_keeps_types_and_function(tmp_path, make):
     assert decibels(made, ConvertOpenvino().run(cast, Context(tmp_path / "ov")), Openvino) > 50
 
 
-def test_fp16_leaves_named_layers_in_float(tmp_path):
-    made = artifact(tmp_path, small.cnn())
-    path, _ = apply(made, CastFp16(keep=["Gemm", "conv2"]), tmp_path)
+@pytest.mark.parametrize("name", ["conv2", "Net/Sequential[layer1]/Conv2d[conv]"])  # the second as torch once wrote them
+def test_fp16_leaves_named_layers_in_float(tmp_path, name):
+    proto = small.cnn()
+    next(node for node in proto.graph.node if node.name == "conv2").name = name
+    made = artifact(tmp_path, proto)
+    path, _ = apply(made, CastFp16(keep=["Gemm", name]), tmp_path)
     kept = {tensor.name for tensor in tensors(load(path)) if tensor.data_type == TensorProto.FLOAT}
     assert kept == {"w2", "b2", "w3", "b3"}
     assert decibels(made, path) > 50

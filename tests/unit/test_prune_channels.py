@@ -259,7 +259,7 @@ def test_taylor_removes_the_channels_that_the_loss_does_not_feel(base, tmp_path,
 def test_too_few_samples_rank_no_channels(base, tmp_path, count):
     artifact = small.imported(base, tmp_path / "whole")
     ctx = small.context(tmp_path / "pruned", base, data={"train": Split("train", lambda: images(count), artifact.signature)})
-    with pytest.raises(UsageError, match=f"taylor needs at least 8 samples, and `train` has {count}"):
+    with pytest.raises(UsageError, match=f"taylor needs at least 8 samples, and .train. has {count}"):
         PruneChannels(ratios={"left": 0.5}, importance="taylor").run(artifact, ctx)
 
 

@@ -140,10 +140,11 @@ def test_sqnr_is_the_ratio_of_summed_powers() -> None:
     assert decibels([(out(11.0), out(10.0)), (out(1.0), out(0.0))]) == pytest.approx(10 * math.log10(100 / 2))
 
 
-def test_sqnr_takes_all_outputs_or_the_named_one() -> None:
-    own, reference = out(11.0, z=[0.0, 0.0]), out(10.0, z=[0.0, 10.0])
-    assert decibels([(own, reference)]) == pytest.approx(10 * math.log10(200 / 101))
+def test_sqnr_is_that_of_the_worst_output_or_of_the_named_one() -> None:
+    own, reference = out(1100.0, z=[0.0, 0.2]), out(1000.0, z=[0.0, 0.1])
+    assert decibels([(own, reference)]) == pytest.approx(0)
     assert decibels([(own, reference)], output="y") == pytest.approx(20)
+    assert decibels([(own, reference), (out(1000.0, z=[0.0, 0.3]), out(1000.0, z=[0.0, 0.3]))]) == pytest.approx(10)
 
 
 def test_sqnr_stays_within_150_db() -> None:
