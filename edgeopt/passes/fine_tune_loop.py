@@ -181,7 +181,7 @@ class Training:
         name = self._trained(found)
         if taught and not name:
             return like(found, taught)
-        return self.loss(found[name], labels, taught and taught[name])
+        return self.loss(found[name], labels, taught[name] if taught else None)
 
     def _own_loss(self, feeds: Feeds, labels: list[Any]) -> Tensor:
         """The loss that the user's training step returns."""

@@ -23,8 +23,8 @@ class TrainingOptions(Options):
     clip: float | None = Field(default=None, gt=0, description="largest norm of the gradients of one step")
     loss: Literal["auto", "cross-entropy", "mse", "distill", "distill-mse"] = Field(
         default="auto",
-        description="auto: cross-entropy for whole labels, mse for others, distill without; distill-mse is for outputs that are no classes, "
-        "and for several outputs at once",
+        description="auto: cross-entropy for whole labels, mse for others, distill without; distill-mse is for outputs that are no "
+        "classes, and for several at once",
     )
     temperature: float = Field(default=4.0, gt=0, description="distill: how far outputs are softened")
     label_weight: float = Field(default=0.5, ge=0, le=1, description="distill: share of the loss on labels, where there are any")

@@ -23,6 +23,7 @@ class Sqnr(Score):
     """Power of the reference's output over the power of the difference, over all samples, in dB; at most 150 either way.
 
     Of several outputs the one that comes off worst counts: boxes of hundreds of pixels would hide what scores below 1 have lost.
+    One that is zero throughout is held against the power of all.
     Indices and counts beside real-valued outputs are left out: one index off is no noise.
     """
 
@@ -49,7 +50,9 @@ class Sqnr(Score):
         return powers
 
     def finish(self, samples: np.ndarray[Any, Any]) -> float:
-        return min(_decibels(float(signal), float(noise)) for signal, noise in samples.sum(axis=0).reshape(-1, 2))
+        powers = samples.sum(axis=0).reshape(-1, 2)
+        whole = float(powers[:, 0].sum())
+        return min(_decibels(float(signal) or whole, float(noise)) for signal, noise in powers)
 
 
 def _decibels(signal: float, noise: float) -> float:

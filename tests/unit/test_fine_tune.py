@@ -305,7 +305,7 @@ def test_all_outputs_are_taught_alike_and_those_that_are_not_trained_are_named(b
     given = {"factory": "heads.py:build", "inputs": {"image": {"shape": ["N", 64]}}}
     teacher, student = (small.imported(base, tmp_path / str(seed), arguments={"seed": seed}, **given) for seed in (1, 2))
     unlabelled = splits(teacher, label=lambda image: None)
-    taught, notes, _ = train(student, tmp_path / "taught", base, unlabelled, reference=teacher, loss="distill-mse", epochs=8)
+    taught, notes, _ = train(student, tmp_path / "taught", base, unlabelled, reference=teacher, loss="distill-mse", epochs=16)
     assert "untrained_outputs" not in notes
     [(feeds, _)] = unlabelled["tune"].batches(100)
     wanted, before, after = (torch_format.Torch().runner(one.path)(feeds) for one in (teacher, student, taught))

@@ -96,7 +96,7 @@ def test_two_of_four_inputs_go_in_layers_that_have_sparse_kernels(base, tmp_path
 def test_too_few_samples_choose_no_weights(base, tmp_path):
     artifact = small.imported(base, tmp_path / "whole", "Embedded", inputs=TOKENS)
     ctx = small.context(tmp_path / "pruned", base, data=data(artifact, count=7))
-    with pytest.raises(UsageError, match="sparsegpt needs at least 8 samples, and .calibrate. has 7"):
+    with pytest.raises(UsageError, match="sparsegpt needs at least 8 samples, and 'calibrate' has 7"):
         Prune24(method="sparsegpt").run(artifact, ctx)
 
 

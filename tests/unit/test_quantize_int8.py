@@ -232,7 +232,7 @@ def test_names_of_onnx_layers_are_found_in_openvino(tmp_path):
 @pytest.mark.parametrize("target", [X86, OPENVINO], ids=lambda target: target["backend"])
 def test_too_few_samples_are_refused_and_few_are_warned_of(tmp_path, target):
     made = prepared(tmp_path, small.mlp(), target)
-    with pytest.raises(UsageError, match="quantization needs at least 8 samples, and .calibrate. has 7"):
+    with pytest.raises(UsageError, match="quantization needs at least 8 samples, and 'calibrate' has 7"):
         quantize(tmp_path, made, target, count=7)
     _, notes = quantize(tmp_path, made, target, count=8, calibration="minmax", model_type="plain")
     assert notes["calibration_samples"] == 8 and "only 8" in notes["warning"]

@@ -144,6 +144,7 @@ def test_sqnr_is_that_of_the_worst_output_or_of_the_named_one() -> None:
     own, reference = out(1100.0, z=[0.0, 0.2]), out(1000.0, z=[0.0, 0.1])
     assert decibels([(own, reference)]) == pytest.approx(0)
     assert decibels([(own, reference)], output="y") == pytest.approx(20)
+    assert decibels([(out(1001.0, z=[0.0, 1e-6]), out(1000.0, z=[0.0, 0.0]))]) == pytest.approx(60)
     assert decibels([(own, reference), (out(1000.0, z=[0.0, 0.3]), out(1000.0, z=[0.0, 0.3]))]) == pytest.approx(10)
 
 

@@ -194,7 +194,7 @@ def test_layers_under_keep_stay_float(base, tmp_path):
 def test_too_few_samples_set_no_ranges(base, tmp_path):
     artifact = small.imported(base, tmp_path / "whole")
     data = {"calibrate": Split("calibrate", lambda: samples(artifact.signature, 7, 0), artifact.signature)}
-    with pytest.raises(UsageError, match="train-int8 needs at least 8 samples, and .calibrate. has 7"):
+    with pytest.raises(UsageError, match="train-int8 needs at least 8 samples, and 'calibrate' has 7"):
         TrainInt8(epochs=0).run(artifact, small.context(tmp_path / "int8", base, data=data))
 
 
