@@ -142,7 +142,7 @@ def from_json(record: dict[str, Any]) -> EdgeoptError:
     return cls(record["cause"], remedy=record.get("remedy", ""), place=place)
 
 
-def from_exception(error: BaseException, doing: str) -> EdgeoptError:
+def from_exception(error: BaseException, doing: str, remedy: str = "the full traceback is in the run's log") -> EdgeoptError:
     """What an exception of the system or of third-party code means to the user of edgeopt."""
     if isinstance(error, EdgeoptError):
         return error
@@ -155,7 +155,7 @@ def from_exception(error: BaseException, doing: str) -> EdgeoptError:
         return StepError(cause, remedy="leave the step out of this variant, or give a smaller model")
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0] if len(text) > 600 else text
-    return StepError(f"{doing}: {type(error).__name__}: {first}", remedy="the full traceback is in the run's log")
+    return StepError(f"{doing}: {type(error).__name__}: {first}", remedy=remedy)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from edgeopt.core import outputs as judged
 from edgeopt.core.artifact import Signature
-from edgeopt.core.errors import UsageError, did_you_mean
+from edgeopt.core.errors import StepError, UsageError, did_you_mean
 from edgeopt.core.protocols import Context, Options, Score
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Judge:
         self.score: Score = ctx.scores[budget.score]
         self.batches: list[tuple[Feeds, list[Any]]] = []
         self.references: list[list[Feeds]] = []
-        began, held = time.monotonic(), 0
+        began, held, count = time.monotonic(), 0, 0
         for feeds, labels in samples():
             if self.score.needs_labels and labels[0] is None:
                 raise UsageError(
@@ -87,16 +87,17 @@ class Judge:
                 )
             self.batches.append((feeds, labels))
             self.references.append(self._apart(exact(feeds), len(labels)))
+            _refuse_infinite(self.references[-1])
             held += sum(array.nbytes for array in feeds.values()) + sum(
                 array.nbytes for one in self.references[-1] for array in one.values()
             )
-            count = len(self.batches)
+            count += len(labels)
             looked = count >= FEWEST * FOLDS and time.monotonic() - began > LOOK_S
-            if looked or (count >= FEWEST and held > LARGEST_BYTES) or count == MOST:
+            if looked or (count >= FEWEST and held > LARGEST_BYTES) or count >= MOST:
                 break
-        if len(self.batches) < FEWEST:
+        if count < FEWEST:
             raise UsageError(
-                f"mixed-precision needs at least {FEWEST} samples to judge by, and there are {len(self.batches)}",
+                f"mixed-precision needs at least {FEWEST} samples to judge by, and there are {count}",
                 remedy="give more under `data: tune`; 100 to 1,000 are good",
             )
         self.reference = self._values(self.references)
@@ -175,3 +176,15 @@ class Judge:
         import numpy as np
 
         return [{name: np.array(one) for name, one in sample.items()} for sample in judged.apart(outputs, count, self.signature)]
+
+
+def _refuse_infinite(samples: list[Feeds]) -> None:
+    """Raises StepError where the float model itself gives what no error can be measured against."""
+    import numpy as np
+
+    for name, one in (pair for sample in samples for pair in sample.items()):
+        if one.dtype.kind == "f" and not np.isfinite(one).all():
+            raise StepError(
+                f"the float model gives NaN or infinity in output '{name}'",
+                remedy="look at the model and its data; masks of infinity belong behind what is compared, or inside the model",
+            )

@@ -16,12 +16,13 @@ from edgeopt.passes.quantize_int8_nncf import Settings
 from edgeopt.passes.quantize_int8_samples import Calibration
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
     from edgeopt.passes.quantize_int8 import QuantizeInt8
     from edgeopt.passes.quantize_int8_samples import Run
 
 _REMEDY = "say `engine: onnxruntime`, or keep the layers that it fails at float (`keep`)"
+_UNREADABLE = "say `engine: onnxruntime`"
 
 
 def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
@@ -33,6 +34,11 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         with by_onnxruntime.quiet():
             prepared = by_onnxruntime.prepare(proto, Path(scratch), model, kept, ctx)
+        readable = onnx_format.load(prepared)
+        settle_casts(readable.graph)
+        separate_biases(readable.graph)
+        kept += doubles(readable.graph)
+        onnx_format.save(readable, prepared)
 
         def build(settings: Settings, samples: Calibration) -> ModelProto:
             # Of activations by channel, which NNCF likes before depthwise convolutions, TensorRT reads the first scale only.
@@ -75,6 +81,65 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
         if value:
             ctx.note(name, value)
     return by_onnxruntime.save(best, ctx)
+
+
+def settle_casts(graph: GraphProto) -> None:
+    """Store numbers in the type in which they are read, and end in no Cast.
+
+    Casts hide weights (onnxruntime computes float16 layers in float32), and NNCF drops those that change nothing, outputs with them.
+    """
+    from onnx import helper, numpy_helper
+
+    stored, outputs = onnx_format.constants(graph), {value.name for value in graph.output}
+    for node in [one for one in graph.node if one.op_type == "Cast"]:
+        if node.output[0] in outputs:
+            result, node.output[0] = node.output[0], f"{node.output[0]}_cast"
+            graph.node.append(helper.make_node("Identity", [node.output[0]], [result], name=f"{node.name}_output"))
+        if node.input[0] in stored:
+            kind = helper.tensor_dtype_to_np_dtype(next(attribute.i for attribute in node.attribute if attribute.name == "to"))
+            graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(stored[node.input[0]]).astype(kind), node.output[0]))
+            graph.node.remove(node)
+
+
+def doubles(graph: GraphProto) -> list[str]:
+    """Layers with float64 weights, which have no Q/DQ pairs."""
+    from onnx import TensorProto
+
+    wide = {name for name, one in onnx_format.constants(graph).items() if one.data_type == TensorProto.DOUBLE}
+    return [node.name for node in graph.node if not wide.isdisjoint(node.input)]
+
+
+def separate_biases(graph: GraphProto) -> None:
+    """Write each computed bias as an addition behind its layer: NNCF takes all biases for stored numbers (3.4), and fails.
+
+    onnxruntime makes such biases itself, where it fuses a product and the addition of something computed into a Gemm.
+    Raises StepError for a convolution whose weights are computed: NNCF cannot read those at all.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    stored = onnx_format.constants(graph)
+    made: list[NodeProto] = []
+    for node in graph.node:
+        made.append(node)
+        convolves = node.op_type in ("Conv", "ConvTranspose")
+        if convolves and node.input[1] not in stored:
+            raise StepError(f"NNCF reads no convolution whose weights are computed, as those of '{node.name}' are", remedy=_UNREADABLE)
+        scaled = any(attribute.name == "beta" and attribute.f != 1 for attribute in node.attribute)
+        if not (convolves or node.op_type == "Gemm") or len(node.input) < 3 or not node.input[2] or node.input[2] in stored or scaled:
+            continue
+        bias, result = node.input.pop(), node.output[0]
+        node.output[0] = f"{result}_product"
+        if convolves:
+            shape = np.array([1, -1, *[1] * (len(stored[node.input[1]].dims) - 2)], np.int64)
+            graph.initializer.append(numpy_helper.from_array(shape, f"{node.name}_bias_shape"))
+            made.append(
+                helper.make_node("Reshape", [bias, f"{node.name}_bias_shape"], [f"{result}_bias"], name=f"{node.name}_bias_reshape")
+            )
+            bias = f"{result}_bias"
+        made.append(helper.make_node("Add", [node.output[0], bias], [result], name=f"{node.name}_bias"))
+    del graph.node[:]
+    graph.node.extend(made)
 
 
 def make_signed(model: ModelProto) -> None:

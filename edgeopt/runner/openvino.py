@@ -163,7 +163,7 @@ class OpenvinoSession:
 
     def _layers(self, compiled: openvino.CompiledModel) -> dict[str, _Layer]:
         """Each executed layer by its name."""
-        boolean = self._boolean()
+        bytes_alone = self._on_bytes()
         layers = {}
         for layer in compiled.get_runtime_model().get_ordered_ops():
             told = {key: value.astype(str) for key, value in layer.get_rt_info().items() if key in _TOLD}
@@ -171,21 +171,31 @@ class OpenvinoSession:
             # The implementation ends in the precision of the data: "jit_avx512_f32". `runtimePrecision` is that of the weights at times.
             precision = "" if _MOVES.fullmatch(kind) else _PRECISIONS.get(implementation.rpartition("_")[2].lower(), "")
             names = [name for name in made_of.split(",") if name]
-            logical = precision == "int8" and not boolean.isdisjoint(names)
-            layers[layer.friendly_name] = _Layer(kind, "" if logical else precision, names)
+            plain = precision == "int8" and not bytes_alone.isdisjoint(names)
+            layers[layer.friendly_name] = _Layer(kind, "" if plain else precision, names)
         return layers
 
-    def _boolean(self) -> set[str]:
-        """Names of the model's logical operations: they execute as u8 without being quantized."""
+    def _on_bytes(self) -> set[str]:
+        """Names of operations that execute on bytes without being quantized: logical ones, and those on pictures as they come in."""
         found = set()
         for op in read(self._path).get_ops():
-            ends = [*op.inputs(), *op.outputs()]
-            if any(end.get_element_type().get_type_name() == "boolean" for end in ends):
+            kinds = {end.get_element_type().get_type_name() for end in (*op.inputs(), *op.outputs())}
+            if "boolean" in kinds or (op.get_type_name() == "Convert" and kinds & {"u8", "i8"} and _comes_in(op)):
                 found.add(op.friendly_name)
         return found
 
     def close(self) -> None:
         del self._views, self._requests, self._compiled
+
+
+def _comes_in(op: openvino.Node) -> bool:
+    """Whether an operation reads an input of the model, at most moved about."""
+    source = op.input_value(0).get_node()
+    while (
+        source.get_input_size() and _MOVES.fullmatch(source.get_type_name()) and source.get_type_name() not in ("Convert", "FakeQuantize")
+    ):
+        source = source.input_value(0).get_node()
+    return bool(source.get_type_name() == "Parameter")
 
 
 def _ports(model: openvino.Model, which: str) -> list[Port]:

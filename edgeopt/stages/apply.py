@@ -28,6 +28,7 @@ COMPILE_DB = {"f32": 25.0, "bf16": 10.0, "int8": 10.0}
 # Behind quantization a step may round anew what was rounded: that doubles the noise (3 dB); 1 dB is left to chance on few samples.
 ADDED_DB = 4.0
 _KEEP = "leave the pass out, or keep the layers that it breaks (`edgeopt inspect` shows them)"
+_UNRUN = "export the model anew, with operators and types that onnxruntime has on CPUs: float32 above all, no bfloat16"
 _ANEW = "the import changed what the model computes: export the model anew, at opset 17 or later"
 
 
@@ -166,7 +167,7 @@ def _check_parity(plan: Plan, step: Step, store: Store, before: Artifact | None,
         new = _outputs(after, feeds, step.options if step.kind == "compile" else None)
         old, refused = (_outputs(before, feeds), None) if before else _original(plan, step, after.signature, feeds)
     except Exception as error:  # a model that does not run is a failed step, whatever the runtime raises
-        raise from_exception(error, f"{step.plug}: running its result") from error
+        raise from_exception(error, f"{step.plug}: running its result", *(() if before else (_UNRUN,))) from error
     origin, outputs = _float(plan, step, store, before), after.signature.outputs
     tolerance = _tolerance(step, None if origin else before, after)
     record = _compare(step, old, new, outputs) | {"samples": len(old), "tolerance_db": tolerance, "not_compared": refused, "float_db": None}

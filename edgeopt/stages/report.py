@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeopt import __version__
 from edgeopt.core import machine
-from edgeopt.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_MISSING, IncomparableError, combine
+from edgeopt.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_MISSING, IncomparableError, combine, from_json
 from edgeopt.core.gate import Gate
 from edgeopt.core.plan import Plan, PlanTarget
 from edgeopt.core.report import ArtifactInfo, GateResult, RecipeInfo, Report, Row, TargetInfo
@@ -114,7 +114,7 @@ def _row(folder: Path, built: BuildRow, session: Session | None, used: PlanTarge
             format=artifact.format, path=f"{built.artifact}/files/{artifact.main}", digest=artifact.digest, size_bytes=artifact.size_bytes
         )
     if measured and measured.error:
-        status, reason, code = "failed", f"{measured.error['cause']}", int(measured.error["exit_code"])
+        status, reason, code = "failed", str(from_json(measured.error)), int(measured.error["exit_code"])
         measured = None
     timed = measured is not None and measured.latency_ms is not None
     if timed:

@@ -310,7 +310,7 @@ def test_all_outputs_are_taught_alike_and_those_that_are_not_trained_are_named(b
     [(feeds, _)] = unlabelled["tune"].batches(100)
     wanted, before, after = (torch_format.Torch().runner(one.path)(feeds) for one in (teacher, student, taught))
     for name in ("large", "small"):
-        assert np.square(after[name] - wanted[name]).sum() < 0.1 * np.square(before[name] - wanted[name]).sum()
+        assert np.square(after[name] - wanted[name]).sum() < 0.25 * np.square(before[name] - wanted[name]).sum()
     _, notes, _ = train(student, tmp_path / "first", base, unlabelled, reference=teacher, loss="distill", epochs=1)
     assert notes["untrained_outputs"] == ["small"]
     _, notes, _ = train(student, tmp_path / "named", base, unlabelled, reference=teacher, loss="distill-mse", output="small", epochs=1)

@@ -552,6 +552,19 @@ def half(folder, proto):
     return Artifact(folder / "half", "onnx", path.name, "", "", 0, Onnx().signature(path))
 
 
+def test_a_cubic_resize_goes_beyond_the_range_of_what_it_reads(tmp_path):
+    made = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("Resize", ["r", "", "twice"], ["u"], name="up", mode="cubic"),
+        helper.make_node("Conv", ["u", "v"], ["y"], name="last"),
+    ]
+    weights = [small.weight("w", 8, 3, 3, 3), small.weight("v", 4, 8, 1, 1), numpy_helper.from_array(np.float32([1, 1, 2, 2]), "twice")]
+    made = imported(tmp_path, small.model(made, [small.value("x", ["N", 3, 9, 9])], [small.value("y", ["N", 4, 14, 14])], weights))
+    path, notes = quantize(tmp_path, made, X86, calibration="minmax")
+    assert notes["quantized_layers"]["Conv"] == 2 and decibels(made, path) > 30
+
+
 @pytest.mark.parametrize("target", [X86, TENSORRT], ids=lambda target: target["backend"])
 @pytest.mark.parametrize("opset", [13, 17, 19])
 @pytest.mark.parametrize("make", [small.cnn, small.mlp])

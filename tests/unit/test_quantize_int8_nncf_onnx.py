@@ -30,6 +30,44 @@ def old_cnn():
     return small.cnn(opset=11, constants=True)
 
 
+def recommender():
+    """Two embeddings through layers, and a third one that is added to the last product: onnxruntime makes it the bias of a Gemm."""
+    made = [
+        helper.make_node("Gather", ["users", "u"], ["ue"], name="user"),
+        helper.make_node("Gather", ["items", "i"], ["ie"], name="item"),
+        helper.make_node("Gather", ["wide", "u"], ["we"], name="wide"),
+        helper.make_node("Concat", ["ue", "ie"], ["c"], name="join", axis=1),
+        helper.make_node("MatMul", ["c", "w1"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "w2"], ["d"], name="second"),
+        helper.make_node("Add", ["d", "we"], ["y"], name="sum"),
+    ]
+    sizes = {"users": (20, 8), "items": (30, 8), "wide": (20, 1), "w1": (16, 16), "w2": (16, 1)}
+    weights = [small.weight(name, *size, seed=seed) for seed, (name, size) in enumerate(sizes.items())]
+    inputs = [small.value(name, ["N"], TensorProto.INT64) for name in "ui"]
+    return small.model(made, inputs, [small.value("y", ["N", 1])], weights)
+
+
+def computed(weight=False):
+    """A convolution whose bias, or whose weights, are made by another layer."""
+    size = (4, 3, 3, 3) if weight else (4,)
+    made = [
+        helper.make_node("Gemm", ["s", "g"], ["made"], name="hyper"),
+        helper.make_node("Reshape", ["made", "size"], ["m"], name="shape"),
+        helper.make_node("Conv", ["x", *(["m"] if weight else ["w", "m"])], ["y"], name="conv"),
+    ]
+    weights = [small.weight("g", 5, 108 if weight else 4), small.ints("size", *size), small.weight("w", 4, 3, 3, 3, seed=1)]
+    inputs = [small.value("x", [1, 3, 8, 8]), small.value("s", [1, 5])]
+    return small.model(made, inputs, [small.value("y", [1, 4, 6, 6])], weights)
+
+
+def halves():
+    """A convolution in float16, its input and its output too."""
+    w = numpy_helper.from_array(numpy_helper.to_array(small.weight("w", 4, 3, 3, 3)).astype("float16"), "w")
+    ends = ([small.value(name, ["N", *size], TensorProto.FLOAT16)] for name, size in (("x", (3, 8, 8)), ("y", (4, 6, 6))))
+    return small.model([helper.make_node("Conv", ["x", "w"], ["y"], name="conv")], *ends, [w], opset=19)
+
+
 def zeros(path):
     """The zero points of all Q/DQ pairs."""
     proto = load(path)
@@ -53,6 +91,18 @@ def test_the_function_and_the_flavour_are_kept(tmp_path, make, target):
         refuse_unsigned(load(path))
         if make in (small.mlp, depthwise):
             assert not [one for one in tensorrt_check.check(path, gpu()) if one.level == "error"]
+
+
+@pytest.mark.parametrize("make", [recommender, computed, halves, small.half_inside])
+def test_what_nncf_cannot_read_is_written_otherwise_for_it(tmp_path, make):
+    made = imported(tmp_path, make())
+    path, notes = quantize(tmp_path, made, X86, engine="nncf", calibration="minmax", model_type="plain")
+    assert notes["quantized_layers"] and Onnx().signature(path) == made.signature and decibels(made, path) > 25
+
+
+def test_computed_weights_of_a_convolution_are_told(tmp_path):
+    with pytest.raises(StepError, match="NNCF reads no convolution whose weights are computed, as those of 'conv' are"):
+        quantize(tmp_path, imported(tmp_path, computed(weight=True)), X86, engine="nncf", calibration="minmax")
 
 
 def test_what_nncf_makes_unsigned_reaches_as_far_when_it_is_signed(tmp_path):
