@@ -104,6 +104,7 @@ def test_every_box_is_judged_and_one_score_that_cannot_be_had_fails_its_own_row(
     assert fp32.scores["boxes"].value == pytest.approx(np.mean([found(one) for one in x[40:]]), abs=0.05)
     assert (int8.status, int8.exit_code) == ("failed", 2)
     assert "score 'sqnr', evaluation sample" in (int8.reason or "") and "output 'rows' has the shape" in (int8.reason or "")
+    assert "→ choose an output of one shape" in (int8.reason or "")
 
 
 def test_a_detector_is_quantized_whatever_number_of_boxes_it_gives(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import small_onnx as small
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from edgeopt.core import machine, registry
@@ -122,6 +122,22 @@ def test_logic_on_booleans_is_not_counted_as_int8(runtime, tmp_path):
     ]
     numbers = [numpy_helper.from_array(np.array(number, np.float32), name) for name, number in (("zero", 0), ("one", 1))]
     proto = small.model(nodes, [small.value("x", ["N", 8])], [small.value("y", ["N", 4])], [small.weight("w", 8, 4), *numbers])
+    found, layers = facts(compiled(tmp_path, runtime, proto)[1], runtime)
+    assert found["precision"]["int8"] == 0 and found["precision"]["fp32"] >= 1, layers
+
+
+@both_runtimes
+def test_a_picture_of_bytes_is_not_counted_as_int8(runtime, tmp_path):
+    """OpenVINO scales it as it reads it, and calls that u8."""
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["t"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["f", "most"], ["x"]),
+        helper.make_node("Conv", ["x", "w"], ["y"]),
+    ]
+    inputs = [small.value("image", ["N", 16, 16, 3], TensorProto.UINT8)]
+    weights = [small.weight("w", 8, 3, 3, 3), numpy_helper.from_array(np.float32(255), "most")]
+    proto = small.model(nodes, inputs, [small.value("y", ["N", 8, 14, 14])], weights)
     found, layers = facts(compiled(tmp_path, runtime, proto)[1], runtime)
     assert found["precision"]["int8"] == 0 and found["precision"]["fp32"] >= 1, layers
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import small_onnx as small
+from onnx import helper
 from test_quantize_int8 import OPENVINO, TENSORRT, X86, imported, in_openvino, split
 
 from edgeopt.core.errors import StepError, UsageError
@@ -171,6 +172,20 @@ def test_what_cannot_be_is_said(tmp_path):
         MixedPrecision(**PLAIN).run(made, context(tmp_path / "c", made, X86, tune=3))
     with pytest.raises(ValueError, match="exactly one of max_drop, min, max"):
         MixedPrecision(budget={"score": "top1"})
+    (tmp_path / "log").mkdir()
+    logarithms = small.model(
+        [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Relu", ["m"], ["r"]), helper.make_node("Log", ["r"], ["y"])],
+        [small.value("x", ["N", 8])], [small.value("y", ["N", 4])], [small.weight("w", 8, 4)],
+    )  # fmt: skip
+    made = prepared(tmp_path / "log", logarithms, X86)
+    with pytest.raises(StepError, match="the float model gives NaN or infinity in output 'y'"):
+        MixedPrecision(**PLAIN).run(made, context(tmp_path / "d", made, X86))
+
+
+def test_a_batch_that_is_fixed_counts_with_all_its_samples(tmp_path):
+    made, notes = prepared(tmp_path, small.mlp(batch=8), X86), {}
+    MixedPrecision(**PLAIN, seconds=5).run(made, context(tmp_path / "result", made, X86, notes, tune=16))
+    assert notes["reached"]
 
 
 def test_without_tune_the_last_of_calibrate_judge(tmp_path):
