@@ -233,9 +233,10 @@ def compare(bench: Bench, report: Report) -> dict[str, Any]:
     """Every row, edgeopt's pick, the best peer and how they stand to each other."""
     scores, timed, medians = bench.session()
     noise = (timed.noise_percent or 0.0) / 100
-    base = min((title for title in FP32 if title in timed.rows), key=lambda title: timed.rows[title].latency_ms.p50)
+    latencies = {title: row.latency_ms for title, row in timed.rows.items() if row.latency_ms}
+    base = min((title for title in FP32 if title in latencies), key=lambda title: latencies[title].p50)
     picked = {f"{row.variant} · {TARGETS[row.target]}" for row in report.rows if row.picked}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for title, row in timed.rows.items():
         found = {label: (value["value"], value["drop"]) for label, value in scores[title].items()}
         value, drop = found[bench.budget["score"]]
@@ -245,8 +246,8 @@ def compare(bench: Bench, report: Report) -> dict[str, Any]:
                 "row": title,
                 "ours": title.split(" · ")[0] in VARIANTS,
                 "picked": title in picked,
-                "p50_ms": row.latency_ms.p50,
-                "p50_ci95": row.latency_ms.p50_ci95,
+                "p50_ms": latencies[title].p50,
+                "p50_ci95": latencies[title].p50_ci95,
                 "speedup": speed.value,
                 "speedup_ci95": speed.ci95,
                 "verdict": "–" if title == base else speed.verdict,
@@ -256,7 +257,6 @@ def compare(bench: Bench, report: Report) -> dict[str, Any]:
                 "build_s": bench.seconds[title],
             }
         )
-    named = {row["row"]: row for row in rows}
     ours = min((row for row in rows if row["picked"]), key=lambda row: row["p50_ms"], default=None)
     peer = min((row for row in rows if not row["ours"] and row["keeps_budget"]), key=lambda row: row["p50_ms"])
     result = {
@@ -264,7 +264,7 @@ def compare(bench: Bench, report: Report) -> dict[str, Any]:
         "budget": bench.budget,
         "base": base,
         "noise_percent": timed.noise_percent,
-        "blocks": named[base] and timed.rows[base].latency_ms.blocks,
+        "blocks": latencies[base].blocks,
         "conditions": timed.conditions,
         "rows": sorted(rows, key=lambda row: row["p50_ms"]),
         "failures": bench.failures,

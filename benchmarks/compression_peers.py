@@ -36,9 +36,9 @@ class Samples:
         return (self[index] for index in range(len(self)))
 
 
-def fp32_onnx(model: Path, samples: Samples, folder: Path) -> Callable[[], None]:
+def fp32_onnx(model: Path, samples: Samples, folder: Path) -> Callable[[], object]:
     """The file as it is."""
-    return lambda: (folder / MAIN).write_bytes(model.read_bytes()) and None
+    return lambda: (folder / MAIN).write_bytes(model.read_bytes())
 
 
 def fp32_openvino(model: Path, samples: Samples, folder: Path) -> Callable[[], None]:

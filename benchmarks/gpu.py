@@ -73,9 +73,9 @@ def print_here(reason: str, cuda: int, gpus: list[dict[str, Any]]) -> None:
     except ImportError:
         print(f"{'torch':<22}not installed")
     try:
-        found = onnxruntime.library()
+        runtime = onnxruntime.library()
         here = [provider for provider in PROVIDERS if not onnxruntime.why_not(provider)]
-        print(f"{'onnxruntime':<22}{found.__version__}, with {', '.join(here) or 'no provider for NVIDIA GPUs'}")
+        print(f"{'onnxruntime':<22}{runtime.__version__}, with {', '.join(here) or 'no provider for NVIDIA GPUs'}")
     except Exception as error:  # noqa: BLE001  (what is broken raises what it likes)
         print(f"{'onnxruntime':<22}cannot be imported: {error}")
 

@@ -17,7 +17,7 @@ def check_timing() -> bool:
     try:
         import torch
     except ImportError:
-        torch = None
+        torch = None  # type: ignore[assignment]
     if torch is None or not torch.cuda.is_available():
         print("\nthe timing code is not checked: torch with CUDA is not here")
         return True

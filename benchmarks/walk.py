@@ -76,7 +76,7 @@ def say(what: str, seconds: list[float], limit: float) -> None:
     )
 
 
-def first_and_cached(name: str, place: Path, *, most: float | None = None, cached: float | None = None) -> dict:
+def first_and_cached(name: str, place: Path, *, most: float | None = None, cached: float | None = None) -> dict[str, Any]:
     """Run a recipe into an empty store, stage by stage, then unchanged again; prints both."""
     out, store = place / name, place / "store"
     began = time.perf_counter()

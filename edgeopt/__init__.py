@@ -36,20 +36,21 @@ _FACES = {
 __all__ = ["__version__", *_FACES]
 
 if TYPE_CHECKING:
+    from edgeopt.core import recipe, target
     from edgeopt.core.artifact import Artifact as Artifact
     from edgeopt.core.errors import EdgeoptError as EdgeoptError
     from edgeopt.core.plan import Plan as Plan
     from edgeopt.core.recipe import Recipe as Recipe
-    from edgeopt.core.recipe import load as load_recipe
     from edgeopt.core.report import Report as Report
     from edgeopt.core.store import Store as Store
-    from edgeopt.core.target import load as load_target
     from edgeopt.stages.build import build as build
     from edgeopt.stages.bundle import bundle as bundle
     from edgeopt.stages.measure import measure as measure
     from edgeopt.stages.plan import plan as plan
     from edgeopt.stages.report import report as report
     from edgeopt.stages.run import run as run
+
+    load_recipe, load_target = recipe.load, target.load
 
 
 def __getattr__(name: str) -> Any:

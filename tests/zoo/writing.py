@@ -81,7 +81,8 @@ def _scored(module: Any, folder: Path) -> dict[str, float]:
     session = registry.need("onnxruntime", "onnxruntime").InferenceSession(folder / "model.onnx")
     data = np.load(folder / "evaluate.npz")
     labels = data.get("labels", [])
-    names, made, values = [one.name for one in session.get_outputs()], {}, {}
+    names, made = [one.name for one in session.get_outputs()], {}
+    values: dict[str, list[Any]] = {}
     for entry in module.SCORES:
         name, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
         score = registry.load("scores", name).model_validate(options)
