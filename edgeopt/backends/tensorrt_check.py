@@ -115,4 +115,4 @@ def ask_parser(path: Path) -> list[Finding]:
         answer = tensorrt_engine.ask({"do": "support", "product": "rtx", "model": str(path.resolve())}, PARSER_LIMIT_S)
     except Problem as problem:
         return [Finding("B", "error", path.name, problem.cause, problem.remedy)]
-    return [Finding("B", "error", one["node"], one["cause"], one["remedy"]) for one in answer["refused"]]
+    return [Finding("B", "error", one["node"] or path.name, one["cause"], one["remedy"]) for one in answer["refused"]]

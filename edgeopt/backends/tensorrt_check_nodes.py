@@ -40,6 +40,7 @@ _SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     "Resize": (2, 3),
     "Slice": (1, 2, 3, 4),
 }
+_LEAST_OPSET = 7
 FLOAT, DOUBLE, FP16, BF16, UINT8 = 1, 11, 10, 16, 2
 _FLOATS = (FLOAT, FP16, BF16, DOUBLE)
 _FLOAT8, _FLOAT4 = (17, 18, 19, 20), (23,)
@@ -51,8 +52,14 @@ _HALF = "put cast-fp16 in the variant, or leave 7.5 out of compute_capabilities"
 
 
 def ends(model: ModelProto, target: Mapping[str, Any]) -> list[Finding]:
-    """Findings on the model's inputs and outputs: their types, and axes without a range."""
+    """Findings on the model as a whole, its inputs and outputs: their types, and axes without a range."""
     found = []
+    if (version := onnx_format.opset(model)) < _LEAST_OPSET:
+        cause = f"opset {version}: TensorRT answers for models from opset {_LEAST_OPSET} on"
+        found.append(Finding("A", "warning", "opset", cause, "export it at opset 17; the import of `edgeopt run` raises what it can"))
+    for tensor in (one.values for graph in onnx_format.graphs(model.graph) for one in graph.sparse_initializer):
+        cause = "it is stored as a sparse tensor, which TensorRT's parser does not see"
+        found.append(Finding("A", "error", tensor.name, cause, "store it as a plain tensor, as the import of `edgeopt run` does"))
     for side, values in (("inputs", onnx_format.inputs(model)), ("outputs", model.graph.output)):
         if not values:
             found.append(Finding("A", "error", side, f"there are no {side}", f"export the model with its {side}"))

@@ -274,8 +274,9 @@ def _axis_name(dim: Any) -> str:
 
 def _spec(value: ValueInfoProto, batch: str) -> TensorSpec:
     if value.type.WhichOneof("value") != "tensor_type":
-        kind = (value.type.WhichOneof("value") or "untyped").removesuffix("_type").replace("_", " ")
-        raise UsageError(f"'{value.name}' is no tensor but {kind}", remedy="give a model whose inputs and outputs are plain tensors")
+        kind = (value.type.WhichOneof("value") or "").removesuffix("_type").replace("_", " ")
+        cause = f"is no tensor but {kind}" if kind else "has no type"
+        raise UsageError(f"'{value.name}' {cause}", remedy="export a model whose inputs and outputs are plain tensors, with their types")
     from onnx.helper import tensor_dtype_to_np_dtype
 
     try:

@@ -54,8 +54,7 @@ def ask(request: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
         how = signal.Signals(-process.returncode).name if process.returncode < 0 else f"exit code {process.returncode}"
         if how == "SIGKILL":
             raise Problem("resource", f"{doing}: killed by the system, most likely out of memory", "build on a larger machine")
-        remedy = "see what `edgeopt inspect MODEL --target NAME` says of the model; leave out what it warns of"
-        raise Problem("step", f"{doing} crashed inside TensorRT ({how})", remedy)
+        raise Problem("step", f"{doing} crashed inside TensorRT ({how})", log.OPERATORS)
     answer: dict[str, Any] = json.loads(out.splitlines()[-1])
     if problem := answer.pop("problem", None):
         raise Problem(**problem)

@@ -286,3 +286,17 @@ def mixed_choice() -> ModelProto:
 @fault("warning", "op", "depends on the data", parser="refuses", why="RTX has no kernel; TensorRT has", product="tensorrt")
 def sizes_from_data_on_tensorrt() -> ModelProto:
     return sizes_from_data()
+
+
+@fault("error", "w", "sparse tensor")
+def sparse_weights() -> ModelProto:
+    made = one("Add", [value("x", [4]), value("w", [4])], [value("y", [4])])
+    del made.graph.input[1:]
+    values, places = helper.make_tensor("w", FLOAT, [1], [1.0]), helper.make_tensor("", INT64, [1], [2])
+    made.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4]))
+    return made
+
+
+@fault("warning", "opset", "opset 6", parser="accepts", why="it builds, with a warning that nothing is guaranteed")
+def old_opset() -> ModelProto:
+    return model([helper.make_node("Relu", ["x"], ["y"], name="relu")], [value("x", [1, 4])], [value("y", [1, 4])], opset=6)
