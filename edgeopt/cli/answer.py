@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
+
+# What a terminal takes for a command. Names in a model may bring such; of our own output only colours are.
+_COLOUR = r"(?!\[[\d;]*m)"
+_COMMAND = r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]|\x1b"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ def say(text: str) -> None:
 
 def complain(text: str, prefix: str = "error") -> None:
     """Print an error on standard error."""
+    text = re.sub(_COMMAND, "", text)
     head = click.style(f"{prefix}:", fg="red", bold=True) if coloured(sys.stderr) else f"{prefix}:"
     sys.stderr.write(f"{head} {text}\n" if prefix else f"{text}\n")
     sys.stderr.flush()
@@ -66,7 +72,7 @@ def width() -> int:
 
 
 def rendered(*parts: Any) -> str:
-    """Rich renderables and strings (with markup) as text for standard output."""
+    """Rich renderables and strings (with markup) as text for standard output, without anything that commands a terminal but colours."""
     from rich.console import Console
 
     console = Console(
@@ -80,7 +86,8 @@ def rendered(*parts: Any) -> str:
     with console.capture() as capture:
         for part in parts:
             console.print(part)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    text = re.sub(_COMMAND + _COLOUR if coloured() else _COMMAND, "", capture.get())
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def shown(path: Path) -> str:

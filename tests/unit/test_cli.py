@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.cli import call
+from edgeopt.cli import answer, call
 from edgeopt.cli.commands import SECTIONS
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
@@ -520,6 +520,19 @@ def test_inspect_says_when_a_file_is_no_whole_model(
     (tmp_path / "m.onnx").write_bytes(spoil((here / "tiny.onnx").read_bytes()))
     assert call(["inspect", str(tmp_path / "m.onnx")]) == 2
     assert re.search("no ONNX model, or is cut off|is empty", capsys.readouterr().err)
+
+
+def test_names_in_a_model_command_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x\x1b]0;title\x07\x1b[2J", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", [ends[0].name], ["y"])], "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    for colours in (False, True):
+        monkeypatch.setattr(answer, "coloured", lambda stream=None, colours=colours: colours)
+        assert call(["inspect", str(tmp_path / "m.onnx")]) == 0
+        shown = capsys.readouterr().out
+        assert "x]0;title[2J: float32" in shown and "\x07" not in shown and not re.search(r"\x1b(?!\[[\d;]*m)", shown)
+    assert call(["inspect", str(tmp_path / "m.onnx"), "--target", "rtx-\x1b[2Jada"]) == 2
+    assert "unknown target 'rtx-[2Jada'" in capsys.readouterr().err
 
 
 def test_inspect_reads_openvino_torch_exports_and_safetensors(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
