@@ -231,6 +231,15 @@ def _constant(attribute: AttributeProto) -> TensorProto | None:
     return None
 
 
+def spell_constants(model: ModelProto) -> None:
+    """Give every Constant node that is written as numbers a tensor instead, in bodies too."""
+    for node in nodes(model):
+        if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS:
+            for attribute in node.attribute:
+                if attribute.name != "value" and (tensor := _constant(attribute)) is not None:
+                    attribute.CopyFrom(type(attribute)(name="value", type=attribute.TENSOR, t=tensor))
+
+
 def cause(error: Exception) -> str:
     """What an error of onnx or onnxruntime says, in one line: without codes, and without the path of a file of ours."""
     text = re.sub(

@@ -57,6 +57,7 @@ def slimmed(proto: ModelProto) -> ModelProto:
     """The model as onnxslim leaves it, all inputs kept, every node named. Raises StepError."""
     onnxslim = registry.need("onnxslim", "onnxruntime")
     inputs = list(proto.graph.input)
+    onnx_format.spell_constants(proto)  # onnxslim reads a float that is written as a number as a double
     try:
         slim: ModelProto = onnxslim.slim(proto)
     except Exception as error:

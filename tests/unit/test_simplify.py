@@ -124,6 +124,16 @@ def test_weights_of_another_type_than_the_normalization_are_left_alone(tmp_path:
     assert same(made, path) and "batch_norms_folded" not in notes
 
 
+@pytest.mark.parametrize("written", [{"value_float": 0.5}, {"value_floats": [0.5] * 8}, {"value_ints": [2] * 8}, {"value_int": 2}])
+def test_constants_that_are_written_as_numbers_keep_their_type(tmp_path: Path, written: dict[str, object]) -> None:
+    """onnxslim makes doubles of floats, and then the model does not load."""
+    made = [helper.make_node("Constant", [], ["k"], name="k", **written), node("Cast", "k", "f", to=1), node("Mul", "x", "f", "y")]
+    if "value_float" in str(written):
+        made = [made[0], node("Mul", "x", "k", "y")]
+    made, path, _ = simplified(tmp_path, small.model(made, [small.value("x", ROW)], [small.value("y", ROW)]))
+    assert same(made, path)
+
+
 def three_outputs() -> onnx.ModelProto:
     """Three linear heads of one width on one trunk; the first is large, so that a mix-up by position shows."""
     made = [node("Gemm", "x", "w", "h"), *(node("Gemm", "h", f"w{index}", name) for index, name in enumerate("abc"))]
