@@ -51,7 +51,7 @@ class OpenvinoInner:
 
         def run(feeds: Feeds) -> Feeds:
             try:
-                results = compiled([feeds[name] for name in inputs])
+                results = openvino_format.results(compiled, [feeds[name] for name in inputs])
             except RuntimeError as error:
                 cause = openvino_format.cause(error)
                 remedy = "give it data that it was made for, with --data"

@@ -84,7 +84,7 @@ class Engine:
         outputs = [spec.name for spec in self.model.signature.outputs]
 
         def named(feeds: Feeds) -> Feeds:
-            results = run([*(feeds[name] for name in inputs), values])
+            results = openvino_format.results(run, [*(feeds[name] for name in inputs), values])
             return {name: results[index] for index, name in enumerate(outputs)}
 
         return named

@@ -97,7 +97,9 @@ def settle_casts(graph: GraphProto) -> None:
             graph.node.append(helper.make_node("Identity", [node.output[0]], [result], name=f"{node.name}_output"))
         if node.input[0] in stored:
             kind = helper.tensor_dtype_to_np_dtype(next(attribute.i for attribute in node.attribute if attribute.name == "to"))
-            graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(stored[node.input[0]]).astype(kind), node.output[0]))
+            cast = numpy_helper.from_array(numpy_helper.to_array(stored[node.input[0]]).astype(kind), node.output[0])
+            stored[cast.name] = cast
+            graph.initializer.append(cast)
             graph.node.remove(node)
 
 

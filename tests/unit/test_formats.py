@@ -149,6 +149,24 @@ def test_openvino_keeps_outputs_that_are_one_tensor_and_inputs_nobody_reads(tmp_
     np.testing.assert_array_equal(Openvino().runner(path)(feeds)["again"], np.maximum(feeds["x"], 0))
 
 
+def test_openvino_writes_into_no_array_of_the_caller(tmp_path):
+    """A state that is passed through casts is computed in the place of the input: the next run wrote into the arrays of the one before."""
+    nodes = [
+        helper.make_node("Cast", ["state"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["half"], ["state_out"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    inputs = [small.value("x", ["N", 16]), small.value("state", ["N", 4])]
+    outputs = [small.value("y", ["N", 8]), small.value("state_out", ["N", 4])]
+    made, path = converted(tmp_path, small.model(nodes, inputs, outputs, [small.weight("w", 16, 8)]))
+    feeds = [examples(made.signature, seed) for seed in range(3)]
+    run = Openvino().runner(path)
+    found = [run(one)["state_out"] for one in feeds]
+    for seed, (one, result) in enumerate(zip(feeds, found, strict=True)):
+        np.testing.assert_array_equal(one["state"], examples(made.signature, seed)["state"])
+        np.testing.assert_allclose(result, one["state"], rtol=1e-2)
+
+
 def test_openvino_knows_bool_and_half(tmp_path):
     nodes = [helper.make_node("Not", ["flag"], ["not"]), helper.make_node("Relu", ["h"], ["r"])]
     inputs = [small.value("flag", ["N"], small.BOOL), small.value("h", ["N"], TensorProto.FLOAT16)]
