@@ -17,7 +17,7 @@ def check_timing() -> bool:
     try:
         import torch
     except ImportError:
-        torch = None  # type: ignore[assignment]
+        torch = None  # type: ignore[assignment]  # a module elsewhere; None says that it is not here
     if torch is None or not torch.cuda.is_available():
         print("\nthe timing code is not checked: torch with CUDA is not here")
         return True

@@ -42,7 +42,6 @@ class Engine:
         # TensorRT computes in the types that stand in the model, so that the float rest may be cast to float16 there.
         self.executions: tuple[str, ...] = ("f32", "fp16") if ctx.target["backend"] == "tensorrt" else ("f32",)
         self.untimed: tuple[str, ...] = self.executions[::-1]
-        self.sums = False
         self.large = cast_fp16.outgrown(model.path, ctx, options.samples) if "fp16" in self.executions else {}
         self._gated: tuple[Any, list[str]] | None = None
 
@@ -58,6 +57,9 @@ class Engine:
         off = {name for name in self.layers if name not in on}
         off |= {name for name, rule in self.between.items() if not rule.active(on)}
         return self.quantizer.build(off)
+
+    def sums(self, mix: Mix) -> bool:
+        return False
 
     def runner(self, made: ModelProto, execution: str) -> Callable[[Feeds], Feeds]:
         return self.quantizer.runner(made)

@@ -40,7 +40,6 @@ class Engine:
         self.layers = graph.layers(self.full)
         self.rules = graph.rules(self.full, self.layers)
         self.units = units_of(self.layers)
-        self.sums = bool(graph.unquantized_sums(self.full))
         fast = bool(set(machine.BF16_FLAGS).intersection(machine.fingerprint()["isa"]))
         self.executions: tuple[str, ...] = ("f32", "bf16") if fast else ("f32",)
         self.untimed: tuple[str, ...] = ("f32",)
@@ -50,6 +49,16 @@ class Engine:
         return openvino_format.load(self.model.path)
 
     def build(self, mix: Mix) -> openvino.Model:
+        made = self._mixed(mix)
+        if mix.units:
+            quantize_int8_openvino.compress(made)
+        return made
+
+    def sums(self, mix: Mix) -> bool:
+        return bool(graph.unquantized_sums(self._mixed(mix)))
+
+    def _mixed(self, mix: Mix) -> openvino.Model:
+        """The model of a mix, its weights still float behind their quantizers."""
         if not mix.units:
             return self.load()
         on = mix.layers(self.units)
@@ -67,7 +76,6 @@ class Engine:
         for port, quantized in graph.unquantized_sums(made) if mix.sums else ():
             port.replace_source_output(quantized)
         made.validate_nodes_and_infer_types()
-        quantize_int8_openvino.compress(made)
         return made
 
     def runner(self, made: openvino.Model, execution: str) -> Callable[[Feeds], Feeds]:

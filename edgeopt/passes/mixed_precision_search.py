@@ -37,11 +37,9 @@ class Engine(Protocol):
     """A model whose units can be switched, on one runtime.
 
     `executions`: how its float rest may execute, f32 first. `untimed`: those among them of which the first that
-    keeps to the budget is taken where nobody can time them. `sums`: whether additions beside quantized layers
-    read in float what those read quantized.
+    keeps to the budget is taken where nobody can time them.
     """
 
-    sums: bool
     units: list[Unit]
     executions: tuple[str, ...]
     untimed: tuple[str, ...]
@@ -52,6 +50,10 @@ class Engine(Protocol):
 
     def build(self, mix: Mix) -> Any:
         """The model of a mix, as it is shipped."""
+
+    def sums(self, mix: Mix) -> bool:
+        """Whether additions beside the mix's quantized layers read in float what those read quantized."""
+        ...
 
     def runner(self, made: Any, execution: str) -> Callable[[Feeds], Feeds]: ...
 
@@ -111,7 +113,7 @@ class Search:
             gains[execution] = self._gains(execution)
             deadline = self.began + (STATISTICS + TRIALS * number / len(fitting)) * self.seconds
             finalists |= self._within(execution, noise, gains[execution], deadline)
-        if self.engine.sums and self.ctx.measure is not None:
+        if self.ctx.measure is not None:
             finalists |= self._with_sums(finalists)
         times = self._times(finalists)
         name = self._fastest(finalists, times, gains)
@@ -125,9 +127,10 @@ class Search:
                 f"mixed-precision: the rest can execute as {' or '.join(self.engine.executions)} here, not as {execution}",
                 remedy="name one of them under `mix: {rest: …}`, or give each target a variant of its own",
             )
-        if sums and not self.engine.sums:
+        mix = Mix(execution, frozenset(unit.name for unit in self.engine.units if not set(unit.layers).isdisjoint(layers)))
+        if sums and not self.engine.sums(mix):
             raise UsageError("mixed-precision: no sum beside a quantized layer is float here", remedy="leave `sums` out of `mix`")
-        mix = Mix(execution, frozenset(unit.name for unit in self.engine.units if not set(unit.layers).isdisjoint(layers)), sums)
+        mix = replace(mix, sums=sums)
         return Found(mix, self._verdict(mix), {}, {}, {}, frozenset(), self.trials)
 
     def _nearest(self) -> str:
@@ -228,7 +231,7 @@ class Search:
         for name, mix in finalists.items():
             if mix.units and (mix.execution not in largest or len(mix.units) >= len(largest[mix.execution][1].units)):
                 largest[mix.execution] = name, mix
-        made = {f"{name}, sums too": replace(mix, sums=True) for name, mix in largest.values()}
+        made = {f"{name}, sums too": replace(mix, sums=True) for name, mix in largest.values() if self.engine.sums(mix)}
         return {name: mix for name, mix in made.items() if self._verdict(mix).fits}
 
     def _times(self, finalists: Mapping[str, Mix]) -> dict[str, float]:

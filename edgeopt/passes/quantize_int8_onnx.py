@@ -233,7 +233,7 @@ def _unquantizable(node: NodeProto) -> bool:
     """What onnxruntime quantizes wrongly.
 
     A transposed convolution in groups: its bias gets a scale for each channel of one group only. A cubic Resize: its result
-    gets the range of what it reads, beyond which cubic curves go (39 dB fell to 21).
+    gets the range of what it reads, beyond which cubic curves go (a small CNN fell from 33 dB to 22).
     """
     given = {attribute.name: attribute for attribute in node.attribute}
     if node.op_type == "ConvTranspose":

@@ -147,6 +147,8 @@ def test_sums_read_what_layers_read_where_that_is_faster(tmp_path):
     second = MixedPrecision(**asked, mix=notes["mix"]).run(made, context(tmp_path / "second", made, OPENVINO, again))
     for one in feeds_of(made):
         assert np.array_equal(Openvino().runner(first)(one)["y"], Openvino().runner(second)(one)["y"])
+    with pytest.raises(UsageError, match="no sum beside a quantized layer is float here"):
+        MixedPrecision(**asked, mix={"int8": ["conv1*"], "sums": True}).run(made, context(tmp_path / "fourth", made, OPENVINO))
     (tmp_path / "onnx").mkdir()
     plain = prepared(tmp_path / "onnx", small.cnn(), X86)
     with pytest.raises(UsageError, match="no sum beside a quantized layer is float here"):
