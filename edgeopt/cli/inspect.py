@@ -57,10 +57,11 @@ def inspect(
 
     Nothing is run but with two options, for .onnx and .xml files and artifacts. --profile times each layer, with
     the precision that executes, and holds it against what this machine can do. --against runs another form of the
-    same model (quantized, cast, optimized) on the same samples and tells the error of each layer.
+    same model (quantized, cast, optimized) on the same samples and tells the error of each layer. --target exits
+    with 8 where a finding is an error.
     """
     from edgeopt.cli.bench import axes
-    from edgeopt.core.errors import UsageError
+    from edgeopt.core.errors import EXIT_OK, EXIT_STEP, UsageError
     from edgeopt.stages.inspect import inspect as stage
 
     if sizes and not profile and not other:
@@ -78,7 +79,8 @@ def inspect(
         return _against(path, other, recipe, data, axes(sizes), samples, everything)
     if not profile:
         found = stage(path, target)
-        return Answer(found, lambda: _words(found))
+        wrong = any(one["level"] == "error" for one in found.findings or ())
+        return Answer(found, lambda: _words(found), EXIT_STEP if wrong else EXIT_OK)
     from edgeopt.cli.layers import layers
     from edgeopt.stages.dissect import dissect
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from small_onnx import FLOAT, model, value
 
 from edgeopt.backends import tensorrt_check, tensorrt_check_nodes
+from edgeopt.cli import call
 from edgeopt.core import registry
 from edgeopt.core.errors import UsageError
 from edgeopt.formats import onnx as onnx_format
@@ -330,3 +331,10 @@ def test_a_function_that_is_called_twice_has_its_fault_once(tmp_path):
     proto.graph.node[0].output[0] = "h"
     proto.graph.node.append(helper.make_node("Halve", ["h"], ["y"], name="again", domain="my.own"))
     assert [one.node for one in findings(proto, tmp_path)] == ["Halve/b_q"]
+
+
+@pytest.mark.parametrize(("weights", "code"), [([small.weight("w", 8, 4)], 0), ([numpy_helper.from_array(np.ones((8, 4)), "w")], 8)])
+def test_an_error_among_the_findings_is_no_success(weights, code, tmp_path):
+    proto = model([helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")], [value("x", [1, 8])], [value("y", [1, 4])], weights)
+    onnx.save(proto, tmp_path / "model.onnx")
+    assert call(["inspect", str(tmp_path / "model.onnx"), "--target", "rtx-ada"]) == code
