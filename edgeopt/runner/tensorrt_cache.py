@@ -16,6 +16,7 @@ class RuntimeCache:
     def __init__(self, engine: Any, sha256: str) -> None:
         self._engine = engine
         self._cache: Any = None
+        self._kept = False
         self.state = "none"
         root = os.environ.get("EDGEOPT_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "edgeopt")  # noqa: PTH118
         self._path = Path(root).expanduser() / "tensorrt" / f"{sha256}.runtime-cache"
@@ -41,6 +42,12 @@ class RuntimeCache:
             return False
         with log.collected():
             return bool(self._cache.deserialize(data))
+
+    def keep_new(self) -> None:
+        """Write what the first run of all compiled, once: the next process need not compile it. What hinders that, `keep` tells later."""
+        if self.state == "cold" and not self._kept:
+            self._kept = True
+            self.keep()
 
     def keep(self) -> str:
         """Write what was compiled so far, whole or not at all. Returns why not, or an empty string."""

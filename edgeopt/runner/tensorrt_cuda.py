@@ -58,8 +58,12 @@ class Buffer:
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         self._cuda = runtime()
         self.shape, self.size = shape, max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        self.device = int(call("allocating on the GPU", self._cuda.cudaMalloc(self.size)))
         self._locked = int(call("allocating page-locked memory", self._cuda.cudaHostAlloc(self.size, self._cuda.cudaHostAllocDefault)))
+        try:
+            self.device = int(call("allocating on the GPU", self._cuda.cudaMalloc(self.size)))
+        except Problem:
+            self._cuda.cudaFreeHost(self._locked)
+            raise
         memory: Any = (ctypes.c_byte * self.size).from_address(self._locked)
         self.host: np.ndarray[Any, Any] = np.ndarray(shape, dtype, buffer=memory)
 

@@ -76,7 +76,7 @@ def build(request: Mapping[str, Any]) -> dict[str, Any]:
     library.load(request["product"])
     options, started = request["options"], time.monotonic()
     with log.collected() as said:
-        builder = trt.Builder(log.logger())
+        builder = log.started(trt.Builder, said)
         network, _parser = _parsed(builder, request["model"], said)
         config = _configured(builder, options)
         _profile(builder, config, network, request["profile"])
@@ -98,7 +98,7 @@ def support(request: Mapping[str, Any]) -> dict[str, Any]:
     """What the parser says of a model without building it: the nodes it refuses, and its warnings."""
     library.load(request["product"])
     with log.collected() as said:
-        builder = trt.Builder(log.logger())
+        builder = log.started(trt.Builder, said)
         network = builder.create_network(_flags())  # the parser keeps no hold of it
         parser = trt.OnnxParser(network, log.logger())
         path = request["model"]
@@ -148,11 +148,20 @@ def _configured(builder: trt.Builder, options: Mapping[str, Any]) -> trt.IBuilde
     if options["version_compatible"]:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options["hardware_compatibility"] != "none":
-        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, options["hardware_compatibility"].upper())
+        config.hardware_compatibility_level = _compatible(options["hardware_compatibility"])
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if hasattr(config, "num_compute_capabilities"):
         _aim(config, options["compute_capabilities"])
     return config
+
+
+def _compatible(wanted: str) -> trt.HardwareCompatibilityLevel:
+    try:
+        level: trt.HardwareCompatibilityLevel = getattr(trt.HardwareCompatibilityLevel, wanted.upper())
+    except AttributeError:
+        cause = f"TensorRT {trt.__version__} knows no hardware_compatibility '{wanted}'"
+        raise Problem("usage", cause, "leave it out, or install a newer TensorRT") from None
+    return level
 
 
 def _aim(config: Any, wanted: list[str]) -> None:
@@ -226,9 +235,8 @@ def _keep(config: trt.IBuilderConfig | None, path: str | None) -> None:
 
 def _checked(doing: str, made: Any, said: list[log.Line]) -> Any:
     """What TensorRT made, unless it logged an error: then it is not to be trusted."""
-    found = log.errors(said)
-    if made is None or found:
-        raise log.problem(doing, found)
+    if made is None or log.lasting(said):
+        raise log.problem(doing, log.lasting(said) or log.errors(said))
     return made
 
 

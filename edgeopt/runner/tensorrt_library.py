@@ -26,6 +26,7 @@ EXTRAS = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
 _LESSER = {"tensorrt": ("tensorrt_lean", "tensorrt_dispatch"), "rtx": ()}
 _NO_DEVICE = 100
+_LATER = 5  # versions of CUDA that are looked for beyond the driver's
 _LONGEST_S = 120  # for a look: TensorRT alone takes seconds to import, from a cold disk tens of them
 # Where a driver without NVML tells its version: the file, what to read in it, and what to call that.
 DRIVER_FILES = (
@@ -37,8 +38,8 @@ DRIVER_FILES = (
 class Finding(NamedTuple):
     """`library`: why the product cannot be used, or empty; `gpu`: why no GPU can, or empty; its version, the driver's CUDA and the GPUs.
 
-    `driver` is the driver's own version, as 580.65.06; empty where nothing tells it. `bindings`: why cuda-bindings
-    cannot be used with it, or empty.
+    `driver` is the driver's own version, as 580.65.06; empty where nothing tells it. `old`: why the driver is too old for the
+    product, or empty; `bindings`: why cuda-bindings cannot be used with it, or empty.
     """
 
     library: str
@@ -47,7 +48,13 @@ class Finding(NamedTuple):
     cuda: int = 0
     gpus: tuple[dict[str, Any], ...] = ()
     driver: str = ""
+    old: str = ""
     bindings: str = ""
+
+    @property
+    def why_not_run(self) -> str:
+        """Why engines of the product cannot run, or an empty string."""
+        return self.library or self.gpu or self.old or self.bindings
 
 
 @cache
@@ -80,13 +87,13 @@ def _asked(product: str) -> Finding | str:
 def why_not_build(product: str) -> str:
     """Why engines of a product cannot be built here, or an empty string. RTX builds without a GPU."""
     found = look(product)
-    return found.library or ("" if product == "rtx" else found.gpu and f"{TITLES[product]} builds on the GPU it builds for: {found.gpu}")
+    reason = "" if product == "rtx" else found.gpu or found.old
+    return found.library or (reason and f"{TITLES[product]} builds on the GPU it builds for: {reason}")
 
 
 def why_not_run(product: str) -> str:
     """Why engines of a product cannot run here, or an empty string."""
-    found = look(product)
-    return found.library or found.gpu or found.bindings
+    return look(product).why_not_run
 
 
 class Product:
@@ -179,6 +186,26 @@ def driver_version() -> str:
     return ""
 
 
+def driver_problem(product: str, cuda: int) -> str:
+    """Why a driver for this CUDA (13020: 13.2) is too old for the product, or an empty string.
+
+    A driver runs what was made for its own major version of CUDA and for those before; packages from pip bear it in their names.
+    """
+    newest, title = cuda // 1000, TITLES[product]
+    later = next((number for number in range(newest + 1, newest + _LATER) if _installed(f"{PACKAGES[product]}_cu{number}")), None)
+    remedy = f"update the driver, or install {title} for CUDA {newest}"
+    return f"this {title} is for CUDA {later}, the NVIDIA driver here for CUDA {newest}: {remedy}" if later else ""
+
+
+def _installed(package: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
 def bindings_problem(cuda: int) -> str:
     """Why cuda-bindings, which an engine is run by, cannot be used with a driver for this CUDA (13020: 13.2), or an empty string.
 
@@ -202,13 +229,21 @@ def _last(text: str) -> str:
     return lines[-1] if lines else "it says nothing"
 
 
-def _main(product: str) -> None:
-    children.die_with_parent()
+@cache
+def seen(product: str) -> Finding:
+    """What this process finds for a product, or without one for the GPU alone. Imports it: for a process in which a crash can be borne."""
     library = library_problem(product) if product else ""
     gpu, cuda, gpus = gpu_problem()
-    driver, bindings = ("", "") if gpu else (driver_version(), bindings_problem(cuda))
     version = "" if library or not product else str(import_module(PACKAGES[product]).__version__)
-    print(json.dumps(Finding(library, gpu, version, cuda, tuple(gpus), driver, bindings)._asdict()), flush=True)
+    if gpu:
+        return Finding(library, gpu, version, cuda, tuple(gpus))
+    old = driver_problem(product, cuda) if product else ""
+    return Finding(library, gpu, version, cuda, tuple(gpus), driver_version(), old, bindings_problem(cuda))
+
+
+def _main(product: str) -> None:
+    children.die_with_parent()
+    print(json.dumps(seen(product)._asdict()), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from edgeopt.runner import Problem
 from edgeopt.runner.tensorrt_library import trt
@@ -22,12 +22,16 @@ class Line(NamedTuple):
     text: str
 
 
+Made = TypeVar("Made")
 _HEARD = ("INTERNAL_ERROR", "ERROR", "WARNING")  # a build says tens of thousands of lines below these
 _sinks: dict[int, list[list[Line]]] = {}  # by thread, innermost last
 _loggers: list[Any] = []
 
 # Without a driver every error of the API is followed by this one; it says nothing of the model.
 _NO_DRIVER = re.compile(r"^.*(cudaError 35|CUDA driver version is insufficient).*$\n?", re.MULTILINE)
+_FULL = re.compile(r"OutOfMemory|cudaErrorMemoryAllocation|out of memory")
+# The builder tries tactics, and leaves those that find no memory or do not fit the layer: errors in name only, while others are left.
+_TACTIC = re.compile(r"[Ss]kipping tactic|Tactic Device request|OutOfMemory|could not be allocated")
 _FRAME = re.compile(r"While parsing node number|--- (Begin|End) node ---")
 _PLACES = re.compile(
     r"\s*In \w+ at /_src/\S+|\[\w+\.(cpp|h):\d+: \w+\] |^[\w:\[\].]+: Error Code \d+: [\w ]*?(?=[(\[A-Z])|^\w+\.cpp:\d+: (ERROR: )?"
@@ -39,6 +43,7 @@ _CULPRIT = re.compile(
 S8 = "quantize it with quantize-int8 for this target (int8: s8s8)"
 _HALF = "put cast-fp16 in the variant, or leave 7.5 out of compute_capabilities"
 OPERATORS = "export the model with other operators, or put simplify first"
+_DRIVER = "see that nvidia-smi works and that its CUDA is not older than TensorRT's; update the driver, or install TensorRT for that CUDA"
 _TYPES = "cast inputs to float32, int32 or int64 on export"
 # What an error means: a pattern, the cause ({0} is its first group), and what to do.
 _MEANINGS: tuple[tuple[str, str, str], ...] = (
@@ -46,6 +51,7 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
     (r"target\(s\) ([\w, ]+), because.*datatypes: b16", "BFLOAT16 does not run on {0}", "use cast-fp16 instead, or newer GPUs"),
     (r"target\(s\) ([\w, ]+), because.*datatypes: fp8", "FLOAT8 does not run on {0}", S8),
     (r"target\(s\) ([\w, ]+), because.*datatypes: (\w+)", "{1} does not run on {0}", "leave those GPUs out of compute_capabilities"),
+    (_FULL.pattern, "the GPU's memory is full", "use a smaller batch, or end what else uses the GPU"),
     (r"within workspace limit|[Ii]nsufficient (memory|workspace)", "the workspace is too small for a layer", "raise workspace_mb"),
     (r"no optimization profile", "an axis may vary and has no range", "give it: options: {profiles: {AXIS: [min, opt, max]}}"),
     (r"[Nn]on-zero zero point|shiftIsAllZeros", "a zero point is not 0", S8),
@@ -76,6 +82,22 @@ def logger() -> trt.ILogger:
         _loggers.append(Logger())
     one: trt.ILogger = _loggers[0]
     return one
+
+
+def started(make: Callable[[trt.ILogger], Made], said: list[Line]) -> Made:
+    """A Builder or a Runtime, with TensorRT's own plugins: the parser and engines ask for them by name, and nothing else registers them.
+
+    Raises a Problem where there is none: CUDA does not start, as with a driver that is too old, and only a warning in `said` tells it.
+    """
+    try:
+        made = make(logger())
+    except TypeError:  # what the binding makes of a null pointer
+        told = [plain(line.text) for line in said]
+        raise Problem("missing", f"TensorRT does not start: {' '.join(told) or 'it gives no reason'}", _DRIVER) from None
+    if register := getattr(trt, "init_libnvinfer_plugins", None):  # TensorRT for RTX has none
+        with collected():
+            register(logger(), "")
+    return made
 
 
 def heard(line: Line) -> None:
@@ -110,9 +132,17 @@ def errors(lines: list[Line]) -> list[str]:
     return [text for text in found if text]
 
 
+def lasting(lines: list[Line]) -> list[str]:
+    """The errors among the lines that tell against an engine which was made all the same: not those on tactics that were passed over."""
+    return [text for text in errors(lines) if not _TACTIC.search(text)]
+
+
 def warnings(lines: list[Line]) -> list[str]:
-    """The warnings among the lines, each once."""
-    return list(dict.fromkeys(line.text.strip() for line in lines if line.severity == "WARNING"))
+    """The warnings among the lines, each once; tactics that were passed over are one, whatever severity TensorRT gave them."""
+    told = dict.fromkeys(line.text.strip() for line in lines if line.severity == "WARNING" or _TACTIC.search(line.text))
+    tactics = [text for text in told if _TACTIC.search(text)]
+    counted = [f"{len(tactics)} lines on tactics that were passed over, as: {plain(tactics[0])}"] if tactics else []
+    return [text for text in told if text not in tactics] + counted
 
 
 def problem(doing: str, found: list[str], node: str = "") -> Problem:
@@ -121,7 +151,7 @@ def problem(doing: str, found: list[str], node: str = "") -> Problem:
     node = node or culprit(whole)
     cause, remedy = meaning(found)
     named = f"'{node}': " if node and f"'{node}'" not in cause else ""
-    return Problem("step", f"{doing}: {named}{cause}", remedy)
+    return Problem("resource" if _FULL.search(whole) else "step", f"{doing}: {named}{cause}", remedy)
 
 
 def meaning(found: list[str]) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from edgeopt.runner.tensorrt_library import trt
 
 if TYPE_CHECKING:
     from edgeopt.runner import Feeds
-    from edgeopt.runner.tensorrt import Slot
+    from edgeopt.runner.tensorrt_slot import Slot
 
 RUNS, WARM_UP = 100, 20
 _PROFILED_RUNS = 5

@@ -23,7 +23,7 @@ import numpy as np
 
 from edgeopt.core import machine
 from edgeopt.core.artifact import Artifact
-from edgeopt.core.errors import EdgeoptError
+from edgeopt.core.errors import EdgeoptError, ResourceError
 from edgeopt.core.plan import Plan, PlanTarget
 from edgeopt.core.protocols import Sample
 from edgeopt.core.session import NEEDED, Measured
@@ -164,12 +164,19 @@ class _Rounds:
         for lane in self._shuffled():
             self._attempt(lane, partial(lane.open, self.template, self.samples))
             held += lane.peak_rss_mb[-1] if lane.peak_rss_mb else 0.0
-            if held > limit:
+            if held > limit or self._crowded(lane):
                 self.close()
                 for one in self.lanes:
                     one.forget()
                 self.one_at_a_time = True
                 return
+
+    def _crowded(self, lane: Lane) -> bool:
+        """Whether a lane found no memory beside those that are open, as on a GPU of few gigabytes: alone it may find enough."""
+        crowded = isinstance(self.errors.get(lane.name), ResourceError) and any(one.child for one in self.lanes)
+        if crowded:
+            del self.errors[lane.name]
+        return crowded
 
     def _turn(self, lane: Lane) -> None:
         self._attempt(lane, lane.turn)

@@ -20,7 +20,7 @@ import small_onnx as small
 import edgeopt
 from edgeopt.core import machine, registry
 from edgeopt.core.artifact import Artifact
-from edgeopt.core.errors import StepError
+from edgeopt.core.errors import ResourceError, StepError
 from edgeopt.core.plan import Plan
 from edgeopt.core.protocols import Sample
 from edgeopt.core.recipe import Measuring, load
@@ -117,6 +117,32 @@ def test_what_does_not_fit_into_the_memory_is_open_one_at_a_time(
     found = timed(plan, tmp_path, {"a": model, "b": model}, layers=True)
     assert found.conditions["one_at_a_time"] and max(alive[1:]) == 1 and found.layers["b"]
     assert found.rows["b"].latency_ms and found.rows["b"].latency_ms.rounds == found.conditions["rounds"] >= timing.FEWEST
+
+
+@pytest.mark.parametrize("fits_alone", [True, False])
+def test_who_finds_no_memory_beside_the_others_is_opened_alone(
+    fits_alone: bool, plan: Plan, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU: its memory is none of the machine's, which is counted before."""
+    open_, close = timing.Lane.open, timing.Lane.close
+    now: set[str] = set()
+
+    def opened(self: timing.Lane, *given: Any) -> None:
+        if self.name == "b" and (now or not fits_alone):
+            raise ResourceError("b: the GPU's memory is full")
+        now.add(self.name)
+        open_(self, *given)
+
+    def closed(self: timing.Lane) -> None:
+        now.discard(self.name)
+        close(self)
+
+    monkeypatch.setattr(timing.Lane, "open", opened)
+    monkeypatch.setattr(timing.Lane, "close", closed)
+    monkeypatch.setattr(timing._Rounds, "_shuffled", lambda self: sorted(self.here(), key=lambda lane: lane.name))
+    found = timed(plan, tmp_path, {"a": model, "b": model})
+    assert found.conditions["one_at_a_time"] and found.rows["a"].latency_ms
+    assert ("b" in found.rows) == fits_alone and ("b" in found.errors) != fits_alone
 
 
 def test_a_variant_whose_process_dies_leaves_and_the_others_go_on(

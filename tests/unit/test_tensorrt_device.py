@@ -18,7 +18,7 @@ import pytest
 import small_onnx as small
 
 from edgeopt.backends.tensorrt import TensorrtOptions
-from edgeopt.runner import Problem, build, engines, tensorrt, tensorrt_cuda, tensorrt_engine, tensorrt_timing
+from edgeopt.runner import Problem, build, engines, tensorrt, tensorrt_cuda, tensorrt_engine, tensorrt_slot, tensorrt_timing
 from edgeopt.runner import tensorrt_library as library
 
 no_rtx = library.why_not_build("rtx")
@@ -255,6 +255,28 @@ def test_cuda_bindings_fit_the_driver(version, said, tmp_path):
     path = f"{tmp_path}{os.pathsep}{build.children.environment()['PYTHONPATH']}"
     told = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
     assert said in told.stdout and ("pip install 'cuda-bindings==12.*'" in told.stdout) == bool(said) and not told.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "said"),
+    [
+        ("tensorrt_rtx_cu13", "this TensorRT for RTX is for CUDA 13, the NVIDIA driver here for CUDA 12: update the driver, or install"),
+        ("tensorrt_rtx_cu12", ""),
+        ("tensorrt_cu13", ""),
+    ],
+)
+def test_a_driver_that_is_too_old_for_the_product_is_told(package, said, tmp_path, monkeypatch):
+    record = tmp_path / f"{package}-1.7.1.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.7.1\n")
+    code = "from edgeopt.runner import tensorrt_library; print(tensorrt_library.driver_problem('rtx', 12080))"
+    packages = [path for path in build.children.environment()["PYTHONPATH"].split(os.pathsep) if "-packages" not in path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *packages])}
+    told = subprocess.run([sys.executable, "-S", "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.startswith(said) and bool(told.stdout.strip()) == bool(said)
+    monkeypatch.setattr(library, "look", lambda product: HERE._replace(old="it is too old"))
+    assert library.why_not_run("rtx") == "it is too old" and library.why_not_build("rtx") == ""
+    assert library.why_not_build("tensorrt").endswith(": it is too old")
 
 
 def test_without_golden_outputs_nothing_is_compiled(tmp_path):
@@ -497,12 +519,22 @@ def test_without_a_gpu_it_is_told_not_tried(tmp_path):
         ({"version": "1.6"}, "the engine was built by TensorRT for RTX 1.6, here is 1.7.1.116"),
         ({"version": "1.6", "options": {"version_compatible": True}}, ""),
         ({"compute_capabilities": ["8.6", "12.0"]}, "the engine is for compute capability 8.6 or 12.0, the GPU here (GPU) has 8.9"),
+        (
+            {"version": "1.10", "options": {"version_compatible": True}},
+            "the engine was built by TensorRT for RTX 1.10, here is 1.7.1.116; what is version-compatible runs on newer ones only",
+        ),
         ({"compute_capabilities": ["8.0"], "options": {"hardware_compatibility": "ampere_plus"}}, ""),
     ],
 )
 def test_an_engine_for_another_machine_is_told_in_plain_words(changes, said, tmp_path):
     record = tensorrt.verified(engine(tmp_path, **changes))
     assert tensorrt.foreign(record, HERE) == said
+
+
+def test_what_was_built_for_ampere_and_later_does_not_run_on_turing(tmp_path):
+    record = tensorrt.verified(engine(tmp_path, compute_capabilities=["8.0"], options={"hardware_compatibility": "ampere_plus"}))
+    turing = HERE._replace(gpus=({"name": "T4", "compute_capability": "7.5"},))
+    assert tensorrt.foreign(record, turing) == "the engine is for compute capability 8.0, the GPU here (T4) has 7.5"
 
 
 RANGES = {"inputs": [["x", "float32", ["N", "T", 16]], ["m", "float32", [4]]], "profile": {"x": [[1, 8, 16], [1, 16, 16], [1, 64, 16]]}}
@@ -519,7 +551,7 @@ RANGES = {"inputs": [["x", "float32", ["N", "T", 16]], ["m", "float32", [4]]], "
     ],
 )
 def test_shapes_outside_the_profile_are_told_by_axis_size_and_range(shape, said):
-    assert tensorrt.outside(RANGES, {"x": shape, "m": (4,)}) == said
+    assert tensorrt_slot.outside(RANGES, {"x": shape, "m": (4,)}) == said
 
 
 def test_shapes_outside_the_profile_never_reach_the_engine():
@@ -527,7 +559,7 @@ def test_shapes_outside_the_profile_never_reach_the_engine():
         def __getattr__(self, name):
             pytest.fail(f"the engine was asked: {name}")
 
-    slot = object.__new__(tensorrt.Slot)  # a whole one takes a GPU
+    slot = object.__new__(tensorrt_slot.Slot)  # a whole one takes a GPU
     slot.record, slot.inputs, slot.buffers, slot.context = RANGES, tensorrt._ports(RANGES["inputs"]), {}, Engine()
     with pytest.raises(Problem, match="axis 'T'") as caught:
         slot.load({"x": np.zeros((1, 65, 16), np.float32), "m": np.zeros(4, np.float32)})

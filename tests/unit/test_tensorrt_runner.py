@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgeopt.core.errors import MissingError, UsageError
-from edgeopt.runner import Port, Problem, tensorrt, tensorrt_cuda, tensorrt_engine, tensorrt_timing
+from edgeopt.runner import Port, Problem, tensorrt, tensorrt_cuda, tensorrt_engine, tensorrt_slot, tensorrt_timing
 from edgeopt.runner import tensorrt_library as library
 from edgeopt.runner import tensorrt_log as log
 from edgeopt.runner.tensorrt_cache import RuntimeCache
@@ -56,6 +56,15 @@ def test_the_server_gets_as_far_as_the_missing_gpu(tmp_path):
         opened(engine(tmp_path))
 
 
+@pytest.mark.skipif(not no_gpu, reason="a GPU is here")
+def test_who_opens_an_engine_looks_for_itself(tmp_path, monkeypatch):
+    """A child of its own for each opening, which imports TensorRT again, would take most of a session's time."""
+    monkeypatch.setattr(library, "_asked", lambda product: pytest.fail("a child was started"))
+    with pytest.raises(Problem) as caught:
+        tensorrt.ready(engine(tmp_path))
+    assert caught.value.kind == "missing"
+
+
 @pytest.mark.parametrize("portable", [True, False])
 def test_code_in_an_engine_is_allowed_where_it_was_built_with_it(portable, tmp_path):
     class Runtime:
@@ -73,18 +82,19 @@ def test_code_in_an_engine_is_allowed_where_it_was_built_with_it(portable, tmp_p
 
 class Code(enum.IntEnum):
     cudaSuccess = 0
+    cudaErrorMemoryAllocation = 2
     cudaErrorStreamCaptureInvalidated = 901
 
 
 class Cuda:
-    """The CUDA runtime as far as a slot uses it: every call is noted and succeeds, but for a capture where `capturable` is false."""
+    """The CUDA runtime as far as a slot uses it: calls are noted and succeed, but for a capture or an allocation that is not to."""
 
     cudaStreamNonBlocking, cudaHostAllocDefault = 1, 0
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out")
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
-    def __init__(self, capturable: bool = True) -> None:
-        self.capturable, self.memory = capturable, list[Any]()
+    def __init__(self, capturable: bool = True, full: bool = False) -> None:
+        self.capturable, self.full, self.memory = capturable, full, list[Any]()
         self.done: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -97,7 +107,11 @@ class Cuda:
 
         return call
 
+    def cudaMalloc(self, size: int) -> tuple[Code, int]:
+        return (Code.cudaErrorMemoryAllocation, 0) if self.full else (Code.cudaSuccess, 7)
+
     def cudaHostAlloc(self, size: int, flags: int) -> tuple[Code, int]:
+        self.done.append("cudaHostAlloc")
         self.memory.append(ctypes.create_string_buffer(size))
         return Code.cudaSuccess, ctypes.addressof(self.memory[-1])
 
@@ -112,8 +126,8 @@ class Cuda:
 class Context:
     """An execution context whose outputs have the shape of its input; it runs in a capture only where `records` says so."""
 
-    def __init__(self, cuda: Cuda, records: bool = True, takes: bool = True) -> None:
-        self.cuda, self.records, self.takes = cuda, records, takes
+    def __init__(self, cuda: Cuda, records: bool = True, takes: bool = True, agrees: bool = True) -> None:
+        self.cuda, self.records, self.takes, self.agrees = cuda, records, takes, agrees
         self.shape: tuple[int, ...] = ()
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -121,6 +135,9 @@ class Context:
         return True
 
     def infer_shapes(self) -> list[str]:
+        if not self.agrees:
+            said("[shapeMachine.cpp::resolve::42] Error Code 7: Internal Error (condition '==' violated, 4 != 2)")
+            raise RuntimeError("infer_shapes error code: -1")
         return []
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -135,13 +152,21 @@ class Context:
         return self.records or not recording
 
 
-def slot_of(monkeypatch: pytest.MonkeyPatch, capturable: bool = True, **context: bool) -> tuple[tensorrt.Slot, Cuda]:
-    cuda = Cuda(capturable)
+def slot_of(
+    monkeypatch: pytest.MonkeyPatch, capturable: bool = True, full: bool = False, **context: bool
+) -> tuple[tensorrt_slot.Slot, Cuda]:
+    cuda = Cuda(capturable, full)
     monkeypatch.setattr(tensorrt_cuda, "runtime", lambda: cuda)
     made = SimpleNamespace(create_execution_context=lambda: Context(cuda, **context))
     record = {"product": "tensorrt", "inputs": [["x", "int64", ["N"]]], "profile": {}}
-    session = SimpleNamespace(record=record, inputs=[Port("x", "int64", ("N",))], outputs=[Port("y", "int64", ("N",))], graphs=True)
-    return tensorrt.Slot(made, None, session), cuda  # type: ignore[arg-type]
+    session: Any = SimpleNamespace(
+        record=record,
+        inputs=[Port("x", "int64", ("N",))],
+        outputs=[Port("y", "int64", ("N",))],
+        engine=made,
+        cache=RuntimeCache(None, "sha"),
+    )
+    return tensorrt_slot.Slot(session, graphs=True), cuda
 
 
 def feeds(size: int) -> dict[str, Any]:
@@ -180,6 +205,83 @@ def test_a_buffer_that_is_refused_is_an_error_every_time(monkeypatch):
         with pytest.raises(Problem, match="takes no buffer for 'x'"):
             slot.load(feeds(4))
     assert slot.buffers == {} and "run" not in cuda.done
+
+
+def test_a_full_gpu_is_told_and_what_was_locked_for_it_is_given_back(monkeypatch):
+    slot, cuda = slot_of(monkeypatch, full=True)
+    with pytest.raises(Problem, match="allocating on the GPU: cudaErrorMemoryAllocation") as caught:
+        slot.load(feeds(4))
+    assert caught.value.kind == "resource" and slot.buffers == {}
+    assert cuda.done.count("cudaHostAlloc") == cuda.done.count("cudaFreeHost") == 1
+
+
+def test_inputs_that_do_not_go_together_are_told_with_their_shapes(monkeypatch):
+    slot, _ = slot_of(monkeypatch, agrees=False)
+    with pytest.raises(Problem, match=r"do not go together: 'x' of \[4\] .*violated, 4 != 2") as caught:
+        slot.load(feeds(4))
+    assert caught.value.kind == "usage"
+
+
+class Strategies:
+    """What TensorRT for RTX lets one choose for a context, and the cache of its kernels."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda, self.contexts = cuda, list[Any]()
+        self.compiled = b""
+        self.module = SimpleNamespace(
+            DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+            CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole", DISABLED="none"),
+        )
+
+    def create_runtime_config(self) -> Any:
+        cache = SimpleNamespace(serialize=lambda: self.compiled, deserialize=lambda data: data == b"kernels")
+        return SimpleNamespace(create_runtime_cache=lambda: cache, set_runtime_cache=lambda cache: True)
+
+    def create_execution_context(self, config: Any) -> Any:
+        self.contexts.append(config)
+        made = Context(self.cuda)
+
+        def run(stream: int) -> bool:
+            self.compiled = b"kernels"
+            return True
+
+        made.execute_async_v3 = run  # type: ignore[method-assign]
+        return made
+
+
+def test_kernels_that_rtx_compiles_in_the_first_run_are_kept_then(monkeypatch, tmp_path):
+    """Not only when a session ends: each of its rounds opens the engine in a new process."""
+    monkeypatch.setenv("EDGEOPT_CACHE", str(tmp_path))
+    cuda = Cuda()
+    rtx = Strategies(cuda)
+    monkeypatch.setattr(tensorrt_cuda, "runtime", lambda: cuda)
+    monkeypatch.setattr(library.trt, "module", rtx.module)
+    record = {"product": "rtx", "inputs": [["x", "int64", ["N"]]], "profile": {}}
+
+    def session() -> Any:
+        ports = {name: [Port(one, "int64", ("N",))] for name, one in (("inputs", "x"), ("outputs", "y"))}
+        return SimpleNamespace(record=record, engine=rtx, cache=RuntimeCache(rtx, "sha"), **ports)
+
+    first = session()
+    slot = tensorrt_slot.Slot(first, graphs=True)
+    assert first.cache.state == "cold" and not list(tmp_path.rglob("*.runtime-cache"))
+    slot.load(feeds(4))
+    assert first.cache._path.read_bytes() == b"kernels"
+    second = session()
+    tensorrt_slot.Slot(second, graphs=False)
+    assert second.cache.state == "warm"
+    assert [one.cuda_graph_strategy for one in rtx.contexts] == ["whole", "none"] and slot.by_graph
+    assert "cudaStreamBeginCapture" not in cuda.done, "RTX records for itself"
+
+
+def test_layers_are_timed_outside_of_any_cuda_graph(monkeypatch):
+    session = object.__new__(tensorrt.TensorrtSession)  # a whole one takes a GPU
+    made: list[bool] = []
+    slot = SimpleNamespace(close=lambda: made.append(True))
+    monkeypatch.setattr(tensorrt, "Slot", lambda session, graphs: (made.append(graphs), slot)[1])
+    monkeypatch.setattr(tensorrt.TensorrtSession, "layers", lambda self: [])
+    monkeypatch.setattr(tensorrt_timing, "profile", lambda given, feeds, layers: [{"name": given is slot}])
+    assert session.profile({}) == [{"name": True}] and made == [False, True]
 
 
 # -- what TensorRT says ----------------------------------------------------------------------------
@@ -224,6 +326,66 @@ def test_an_inner_listener_keeps_what_it_hears_and_chatter_is_not_kept():
             said("outside", severity)
     assert [line.text for line in inner] == ["inside"]
     assert [line.severity for line in outer] == ["WARNING"]
+
+
+def test_a_tactic_that_was_passed_over_is_no_error_of_the_engine():
+    """TensorRT logs some of them as errors and makes the engine all the same; hundreds of them are one warning."""
+    with log.collected() as lines:
+        said("[virtualMemoryBuffer.cpp::resizePhysical::145] Error Code 2: OutOfMemory (Requested size was 17179869184 bytes.)")
+        said("Skipping tactic 8 due to insufficient memory on requested size of 17179869184 detected for tactic 0x3c.", "WARNING")
+        said("Error Code: 9: Skipping tactic 0xaa15e43058248292 due to exception canImplement1")
+        said("another", "WARNING")
+    assert tensorrt_engine._checked("building the engine", b"engine", lines) == b"engine"
+    first, second = log.warnings(lines)
+    assert first == "another" and second.startswith("3 lines on tactics that were passed over, as: ")
+    with pytest.raises(Problem, match="the GPU's memory is full") as caught:
+        tensorrt_engine._checked("building the engine", None, lines)
+    assert caught.value.kind == "resource"
+    with log.collected() as lines:
+        said("Error Code: 9: Skipping tactic 0xaa15e43058248292 due to exception canImplement1")
+        said("Error Code 10: Internal Error (Could not find any implementation for node conv.)")
+    with pytest.raises(Problem, match="'conv': there is no kernel for a node"):
+        tensorrt_engine._checked("building the engine", None, lines)
+
+
+def test_a_cuda_that_does_not_start_is_told_with_what_tensorrt_warned_of(monkeypatch):
+    """The binding raises a TypeError on a null pointer, and the reason is a warning."""
+    monkeypatch.setattr(log, "logger", lambda: "logger")
+
+    def refuses(logger: Any) -> Any:
+        said("CUDA initialization failure with error: 35. Please check your CUDA installation", "WARNING")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with log.collected() as lines, pytest.raises(Problem, match="does not start: CUDA initialization failure with error: 35") as caught:
+        log.started(refuses, lines)
+    assert caught.value.kind == "missing" and "update the driver" in caught.value.remedy
+
+
+def test_the_plugins_of_tensorrt_are_registered_where_it_has_some(monkeypatch):
+    """RoiAlign is one of them: without, the parser finds no plugin and an engine does not open."""
+    asked: list[Any] = []
+
+    def register(logger: Any, namespace: str) -> bool:
+        said("Plugin creator already registered")
+        asked.append((logger, namespace))
+        return True
+
+    monkeypatch.setattr(log, "logger", lambda: "logger")
+    monkeypatch.setattr(library.trt, "module", SimpleNamespace(init_libnvinfer_plugins=register))
+    with log.collected() as lines:
+        assert log.started(lambda logger: f"made with {logger}", lines) == "made with logger"
+    assert asked == [("logger", "")] and lines == []
+    monkeypatch.setattr(library.trt, "module", SimpleNamespace())
+    assert log.started(lambda logger: "made", []) == "made"
+
+
+def test_a_compatibility_that_this_tensorrt_does_not_know_is_told(monkeypatch):
+    known = SimpleNamespace(AMPERE_PLUS="level")
+    monkeypatch.setattr(library.trt, "module", SimpleNamespace(HardwareCompatibilityLevel=known, __version__="10.9.0.34"))
+    assert tensorrt_engine._compatible("ampere_plus") == "level"
+    with pytest.raises(Problem, match=r"TensorRT 10\.9\.0\.34 knows no hardware_compatibility 'same_compute_capability'") as caught:
+        tensorrt_engine._compatible("same_compute_capability")
+    assert caught.value.kind == "usage"
 
 
 @pytest.mark.parametrize("made", [b"damaged", None])
