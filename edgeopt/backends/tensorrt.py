@@ -175,7 +175,8 @@ def _refuse(verdict: list[Finding]) -> None:
     """A model with an error never reaches the builder: what would run wrongly might well build."""
     wrong = [one for one in verdict if one.level == "error"]
     if wrong:
-        first, more = wrong[0], f" (and {len(wrong) - 1} more errors)" if len(wrong) > 1 else ""
+        first, others = wrong[0], len(wrong) - 1
+        more = f" (and {others} more error{'s' if others > 1 else ''})" if others else ""
         kind = UnfitError if all(one.unfit for one in wrong) else StepError
         raise kind(f"'{first.node}': {first.cause}{more} [checker, layer {first.layer}]", remedy=first.remedy)
 

@@ -26,6 +26,8 @@ _UNSUPPORTED_WORDS = """AffineGrid Bernoulli BitCast BitShift BitwiseAnd Bitwise
 UNSUPPORTED = frozenset(_UNSUPPORTED_WORDS.split())
 # The size of their output depends on the data. The parser of RTX takes them, and then there is no kernel.
 _SIZED_BY_DATA = ("NonZero", "NonMaxSuppression")
+# Operators of ONNX that the parser makes plugins of: TensorRT brings these, TensorRT for RTX does not.
+_BY_PLUGIN = ("RoiAlign",)
 _KNOWN_FOREIGN = ("com.microsoft", "ai.onnx.ml", "com.ms.internal.nhwc", "org.pytorch.aten", "ai.onnx.contrib")
 _MATRIX = ("MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Attention")
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -126,6 +128,11 @@ def _operator(scope: Scope, node: NodeProto, rtx: bool) -> Iterator[Finding]:
     elif kind in UNSUPPORTED:
         cause = f"{kind}: TensorRT for RTX has no such operator" + ("" if rtx else "; TensorRT may have it")
         yield Finding("A", "error" if rtx else "warning", name, cause, "replace it before export")
+    elif kind in _BY_PLUGIN and rtx:
+        yield Finding("A", "error", name, f"{kind}: TensorRT for RTX brings no plugin for it", "leave that part to the application")
+    elif kind == "Attention":
+        cause = "Attention as one operator: TensorRT has kernels for some sizes in FP16 and BF16 only, and may refuse it or crash"
+        yield Finding("A", "warning", name, cause, "export it at an opset below 23, where it is written out")
     elif kind in _SIZED_BY_DATA and rtx:
         yield Finding("A", "error", name, f"{kind}: TensorRT for RTX has no kernel for it", "leave that part to the application")
     elif kind in _SIZED_BY_DATA:

@@ -69,7 +69,9 @@ def _words(report: Report, model: Path, output: Path | None) -> str:
 
     from edgeopt.stages.numbers import threads
 
-    parts = [f"[bold]{escape(model.name)}[/] on {escape(str(report.machine.get('cpu', 'this machine')))}"]
+    gpus = report.machine.get("gpus") if all(target.on_gpu for target in report.targets) else None
+    machine = ", ".join(gpus) if gpus else str(report.machine.get("cpu", "this machine"))
+    parts = [f"[bold]{escape(model.name)}[/] on {escape(machine)}"]
     for target in report.targets:
         row = next((row for row in report.rows if row.target == target.name), None)
         if row is not None:

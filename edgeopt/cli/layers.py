@@ -20,7 +20,7 @@ def layers(path: Path, found: Dissection) -> str:
     from rich.table import Table
 
     from edgeopt.stages import breakdown
-    from edgeopt.stages.numbers import NONE, count, number
+    from edgeopt.stages.numbers import NONE, count, number, threads
 
     wide = width() >= 100
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -42,7 +42,7 @@ def layers(path: Path, found: Dissection) -> str:
         cells.append(breakdown.percent(layer.attainable_us / layer.us) if layer.attainable_us and layer.us else NONE)
         table.add_row(*cells)
     left = [layer for layer in found.layers if id(layer) not in kept]
-    ran = f"{found.target} ({found.runtime}, {count(found.threads, 'thread')}; {found.fed})"
+    ran = f"{found.target} ({threads(found.threads, found.on_gpu)}{found.runtime}; {found.fed})"
     parts = [f"[bold]{escape(shown(path))}[/] on {escape(ran)}", "", table]
     if left:
         parts.append(f"… and {count(len(left), 'faster layer')}, {breakdown.micro(sum(layer.us for layer in left))}; --json tells all")

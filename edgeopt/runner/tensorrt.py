@@ -133,7 +133,7 @@ class TensorrtSession:
             "tf32": bool(self.record["options"].get("tf32")),
             "runtime_cache": self.cache.state,
             "events_ms": timed,
-            "warnings": [*tensorrt_timing.warnings(timed), *filter(None, asides)],
+            "warnings": [*tensorrt_timing.warnings(timed, self._slots[0].by_graph), *filter(None, asides)],
         }
 
     def profile(self, feeds: Feeds) -> list[dict[str, Any]]:

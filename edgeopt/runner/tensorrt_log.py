@@ -44,6 +44,7 @@ S8 = "quantize it with quantize-int8 for this target (int8: s8s8)"
 _HALF = "put cast-fp16 in the variant, or leave 7.5 out of compute_capabilities"
 OPERATORS = "export the model with other operators, or put simplify first"
 _DRIVER = "see that nvidia-smi works and that its CUDA is not older than TensorRT's; update the driver, or install TensorRT for that CUDA"
+_ATTENTION = "export the model at an opset below 23, where attention is written out"
 _TYPES = "cast inputs to float32, int32 or int64 on export"
 # What an error means: a pattern, the cause ({0} is its first group), and what to do.
 _MEANINGS: tuple[tuple[str, str, str], ...] = (
@@ -59,7 +60,8 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
     (r"has type Int32 but must have type|QuantizeLinear.*INT32", "INT32 is dequantized (a quantized bias)", S8),
     (r"Scale coefficients must all be positive", "a scale is not above 0", S8),
     (r"must have (same|identical) (input )?types", "floats of different widths meet in one node", "cast once, by cast-fp16, or nowhere"),
-    (r"creator.*was not found|Plugin not found", "TensorRT has no such operator", OPERATORS),
+    (r"not supported by a dedicated kernel", "TensorRT has no kernel for this Attention", _ATTENTION),
+    (r"creator.*was not found|[Pp]lugin (was )?not found", "TensorRT has no such operator", OPERATORS),
     (r"no runners that implement it|[Cc]ould not find any implementation", "there is no kernel for a node", OPERATORS),
     (r"Unable to load library: (\S+):", "{0}, needed for version-compatible engines, is not here", "leave version_compatible out"),
     (r"Failed to import initializer: (?!In node)(\S+)|cannot be imported", "'{0}' has a type that TensorRT does not know", S8),

@@ -73,11 +73,12 @@ def timed(slot: Slot, feeds: Feeds) -> dict[str, Any]:
     }
 
 
-def warnings(times: dict[str, Any]) -> list[str]:
-    """What trtexec warns of: figures that say more about the host, the bus or the clocks than about the engine."""
+def warnings(times: dict[str, Any], graph: bool) -> list[str]:
+    """What trtexec warns of: figures that say more about the host, the bus or the clocks than about the engine. `graph`: it is one."""
     found = []
     if times["enqueue"] > 0.8 * times["compute"]:
-        found.append("enqueue-bound: launching takes over 80 % of computing; use a CUDA graph")
+        mend = "a larger batch tells more" if graph else "use a CUDA graph"
+        found.append(f"enqueue-bound: launching takes over 80 % of computing; {mend}")
     if max(times["h2d"], times["d2h"]) >= times["compute"]:
         found.append("transfer-bound: copying takes longer than computing")
     if times["compute_variation"] > 0.025:

@@ -37,6 +37,7 @@ class Dissection(Options):
     target: str
     runtime: str
     threads: int
+    on_gpu: bool = Field(description="it executes on a GPU, and the threads compute nothing")
     fed: str
     p50_ms: float
     samples: int
@@ -79,6 +80,7 @@ def dissect(path: Path, target: str | None = None, sizes: Mapping[str, int] | No
         target=used.target.name,
         runtime=facts["runtime"],
         threads=used.threads,
+        on_gpu=used.target.on_gpu,
         fed=fed,
         p50_ms=p50,
         samples=len(arrays["compute_ns"]),

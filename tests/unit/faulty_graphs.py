@@ -118,6 +118,18 @@ def boxes_from_data() -> ModelProto:
     return one("NonMaxSuppression", boxes, [value("y", ["found", 3], INT64)], [ints("most", 5), weight("overlap", 1)])
 
 
+@fault("error", "op", "RoiAlign")
+def regions() -> ModelProto:
+    tensors = [numpy_helper.from_array(np.array([[0, 0, 4, 4], [2, 2, 6, 6]], np.float32), "regions"), ints("of", 0, 0)]
+    return one("RoiAlign", [value("x", [1, 3, 8, 8])], [value("y", [2, 3, 2, 2])], tensors, output_height=2, output_width=2)
+
+
+@fault("warning", "op", "Attention", parser="accepts", why="the parser accepts it, and then the builder has no kernel for it")
+def attention_in_one_operator() -> ModelProto:
+    sides = [value(name, [2, 2, 8, 8]) for name in "qkv"]
+    return one("Attention", sides, [value("y", [2, 2, 8, 8])], opset=23)
+
+
 @fault("error", "op", "training")
 def dropout_that_drops() -> ModelProto:
     tensors = [scalar("ratio", 0.5), scalar("training", True, BOOL)]

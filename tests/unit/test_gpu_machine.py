@@ -135,6 +135,16 @@ def test_layers_on_a_gpu_are_held_against_no_cpu(tmp_path, monkeypatch):
     assert report.machine["gpus"] == ["A"]
 
 
+def test_bench_and_layers_name_the_gpu_and_no_threads_of_the_cpu(tmp_path, monkeypatch, capsys):
+    gpu(monkeypatch, "A big GPU")
+    monkeypatch.setattr(Onnxruntime, "on_gpu", lambda self, target: True)
+    path = small.write(small.mlp(), tmp_path)
+    for asked, head in [(["bench"], "model.onnx on A big GPU"), (["inspect", "--profile"], "model.onnx on x86-onnxruntime (onnxruntime ")]:
+        assert call([asked[0], str(path), *asked[1:], "--target", "x86-onnxruntime"]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert head in told and "thread" not in told
+
+
 def test_parity_opens_with_the_options_of_the_target(tmp_path, monkeypatch):
     """As it is timed and shipped: with `provider: cuda` it is the GPU's result that is compared."""
     opened = []

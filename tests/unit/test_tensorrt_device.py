@@ -571,10 +571,15 @@ def test_shapes_outside_the_profile_never_reach_the_engine():
 
 def test_trtexec_s_warnings_are_ours():
     steady = {"enqueue": 0.1, "compute": 1.0, "h2d": 0.2, "d2h": 0.1, "compute_variation": 0.01}
-    assert tensorrt_timing.warnings(steady) == []
+    assert tensorrt_timing.warnings(steady, graph=False) == []
     for change, word in [({"enqueue": 0.9}, "enqueue-bound"), ({"d2h": 1.0}, "transfer-bound"), ({"compute_variation": 0.03}, "unsteady")]:
-        (told,) = tensorrt_timing.warnings({**steady, **change})
+        (told,) = tensorrt_timing.warnings({**steady, **change}, graph=False)
         assert told.startswith(word)
+    launched = {**steady, "enqueue": 0.9}
+    assert [tensorrt_timing.warnings(launched, graph)[0].partition("; ")[2] for graph in (False, True)] == [
+        "use a CUDA graph",
+        "a larger batch tells more",
+    ]
 
 
 def test_layers_are_counted_by_what_they_take():
