@@ -63,7 +63,7 @@ class QuantizeInt8(
         "and for transformers where it is the better one",
     )
     reduce_range: Literal["auto"] | bool = Field(
-        default="auto", description="weights of 7 bits, against overflow on x86 without VNNI; auto: where this machine is one"
+        default="auto", description="smaller weights, against overflow on x86 without VNNI; auto: where this machine is one"
     )
 
     @field_validator("engine", mode="before")
@@ -121,7 +121,7 @@ class QuantizeInt8(
         return "auto" in (self.calibration, self.model_type)
 
     def reduced(self, target: Mapping[str, Any]) -> tuple[bool, str]:
-        """Whether weights lose a bit, and why: x86 without VNNI adds up products of U8 and S8 in 16 bits."""
+        """Whether weights are kept small, and why: x86 without VNNI adds up products of U8 and S8 in 16 bits."""
         if self.reduce_range != "auto":
             return self.reduce_range, ""
         return (why := self.here(target)) != "", why

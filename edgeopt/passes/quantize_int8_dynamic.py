@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.formats import onnx as onnx_format
+from edgeopt.formats import saturation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,10 +38,10 @@ def is_dynamic(node: NodeProto) -> bool:
 def quantize(model: ModelProto, types: Collection[str], floats: Collection[str], per_channel: bool, reduce: bool) -> None:
     """Put the INT8 form in the place of every layer of these types with constant float32 weights, but for those named in `floats`.
 
-    Names of nodes and tensors stay. What runs inside of If and Loop stays float. `reduce`: weights have 7 bits.
+    Names of nodes and tensors stay. What runs inside of If and Loop stays float. `reduce`: no sum of two products leaves 16 bits.
     """
     graph = model.graph
-    weights = _Weights(graph, per_channel, 63 if reduce else 127)
+    weights = _Weights(graph, per_channel, reduce)
     changed = False
     for node in graph.node:
         if node.op_type in types and node.domain in onnx_format.DEFAULT_DOMAINS and node.name not in floats:
@@ -59,8 +60,8 @@ def quantize(model: ModelProto, types: Collection[str], floats: Collection[str],
 class _Weights:
     """Stored float32 weights, and their integers, each made once."""
 
-    def __init__(self, graph: GraphProto, per_channel: bool, most: int) -> None:
-        self.graph, self.per_channel, self.most = graph, per_channel, most
+    def __init__(self, graph: GraphProto, per_channel: bool, reduce: bool) -> None:
+        self.graph, self.per_channel, self.reduce = graph, per_channel, reduce
         self.stored: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
         self.made: dict[tuple[str, bool], list[str]] = {}
 
@@ -86,9 +87,11 @@ class _Weights:
         if (name, turned) not in self.made:
             matrix = tuple(range(values.ndim))[-2:]
             summed = tuple(axis for axis in matrix if axis != outputs) if self.per_channel else matrix
-            reach = np.abs(values).max(axis=summed, keepdims=True)
-            scale = np.where(reach > 0, reach / self.most, 1).astype(np.float32)
-            whole = np.clip(np.rint(values / scale), -self.most, self.most).astype(np.int8)
+            added = next(axis for axis in matrix if axis != outputs)
+            reach = saturation.reach(values, [added]) if self.reduce else np.abs(values)
+            reach = reach.max(axis=summed, keepdims=True)
+            scale = np.where(reach > 0, reach / 127, 1).astype(np.float32)
+            whole = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
             whole, scale = np.ascontiguousarray(whole.swapaxes(-1, -2)) if turned else whole, scale.squeeze(summed)
             label = f"{name}_turned" if turned else name
             arrays: dict[str, Array] = {

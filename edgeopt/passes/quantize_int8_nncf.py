@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 # Trials of several settings use so many samples; the chosen one is then done with all.
 TRIAL_SAMPLES = 64
 _BIAS = {"full": "full bias correction", "fast": "fast bias correction", "none": "no bias correction"}
-_NARROW = {"none": "", "first": ", 7 bits in first convolutions", "all": ", 7 bits"}
+_NARROW = {"none": "", "sums": ", no sum above 16 bits", "all": ", 7 bits"}
 
 T = TypeVar("T")
 
 
 class Settings(NamedTuple):
-    """Weights of 7 bits (none, first, all), kind of model, range, bias correction (full, fast, none), SmoothQuant's alpha (0: none)."""
+    """What keeps weights from overflow (none, sums; all: 7 bits), kind of model, range, bias correction, SmoothQuant's alpha (0: none)."""
 
     narrow: str
     kind: str
@@ -71,12 +71,8 @@ def search(
     return choice.made if few.count == calibration.count else build(choice.settings, calibration), choice
 
 
-def alternatives(
-    options: QuantizeInt8, target: Mapping[str, Any], attention: bool, bias_samples: int, overflows: bool
-) -> dict[str, list[Any]]:
-    """What is tried of each setting, likeliest first. `overflows`: where sums overflow 16 bits, the judging samples show it.
-
-    Without VNNI NNCF narrows the first convolutions alone, and OpenVINO guards convolutions itself; its matrix products overflow.
+def alternatives(options: QuantizeInt8, target: Mapping[str, Any], attention: bool, bias_samples: int, narrow: str) -> dict[str, list[Any]]:
+    """What is tried of each setting, likeliest first. `narrow` is how weights are kept from overflow where the CPU has no VNNI.
 
     Full bias correction gains some dB on most networks; with attention it takes a minute and cost MiniLM five dB.
     SmoothQuant only with attention: on a CNN's classifier it cost 6 dB on unseen images.
@@ -91,10 +87,8 @@ def alternatives(
     kinds = ["transformer", "plain"] if attention else ["plain", "transformer"]
     likely_alphas = ([0.95, 0.8] if options.searches else [0.95]) if attention else [0]  # 0.95: NNCF's own
     alphas = likely_alphas if options.smooth == "auto" else [options.smooth]
-    reduced, _ = options.reduced(target)
-    tried = ["first", "all"] if options.reduce_range == "auto" and overflows and options.searches else ["all"]
     return {
-        "narrow": tried if reduced else ["none"],
+        "narrow": [narrow if options.reduced(target)[0] else "none"],
         "kind": kinds if options.model_type == "auto" else [options.model_type],
         "method": ["mean-minmax", "minmax"] if options.calibration == "auto" else [options.calibration],
         "bias": [bias],
@@ -146,8 +140,7 @@ def parameters(nncf: Any, options: QuantizeInt8, settings: Settings, **more: Any
     more["smooth_quant_alphas"] = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=settings.alpha or -1)  # below zero: off
     if not options.per_channel:
         more["weights_quantization_params"] = one_scale()
-    fixes = {"none": nncf.OverflowFix.DISABLE, "first": nncf.OverflowFix.FIRST_LAYER, "all": nncf.OverflowFix.ENABLE}
-    more["overflow_fix"] = fixes[settings.narrow]
+    more["overflow_fix"] = nncf.OverflowFix.ENABLE if settings.narrow == "all" else nncf.OverflowFix.DISABLE
     return {
         "model_type": nncf.ModelType.TRANSFORMER if settings.kind == "transformer" else None,
         "advanced_parameters": nncf.AdvancedQuantizationParameters(

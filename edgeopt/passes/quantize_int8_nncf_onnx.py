@@ -60,7 +60,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
         def runner(made: ModelProto) -> Run:
             return onnx_format.Onnx().runner(onnx_format.save(made, Path(scratch) / "candidate.onnx"))
 
-        alternatives = engine.alternatives(options, ctx.target, by_onnxruntime.has_attention(proto), bias_samples=0, overflows=False)
+        alternatives = engine.alternatives(options, ctx.target, by_onnxruntime.has_attention(proto), bias_samples=0, narrow="all")
         best, choice = engine.search(
             build, alternatives, calibration, lambda: onnx_format.Onnx().runner(model.path), runner, onnx_format.cause, _REMEDY
         )

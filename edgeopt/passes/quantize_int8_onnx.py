@@ -19,6 +19,7 @@ from edgeopt.core.errors import EdgeoptError, StepError, UsageError
 from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.passes import quantize_int8_dynamic as dynamic
+from edgeopt.passes import quantize_int8_onnx_weights as weights
 from edgeopt.passes.quantize_int8_ranges import find_ranges, without_range
 from edgeopt.passes.quantize_int8_samples import Calibration
 
@@ -153,10 +154,12 @@ class Quantizer:
             return original
         # TensorRT reads biases only as float; it and every S8 kernel want zero points of 0.
         extra: dict[str, Any] = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
-        extra |= {"QDQKeepRemovableActivations": keep_activations, "TensorQuantOverrides": _whole_weights(original.graph)}
+        per_channel = self.options.per_channel and onnx_format.opset(original) >= _PER_CHANNEL_OPSET
+        narrowed = weights.unsaturated(original.graph, per_channel) if self.reduce else {}
+        extra |= {"QDQKeepRemovableActivations": keep_activations, "TensorQuantOverrides": narrowed | weights.whole(original.graph)}
         quantizer = QDQQuantizer(
             onnx_format.load(self.prepared),
-            self.options.per_channel and onnx_format.opset(original) >= _PER_CHANNEL_OPSET,
+            per_channel,
             self.reduce,
             QuantType.QInt8,
             QuantType.QInt8 if symmetric else QuantType.QUInt8,
@@ -221,12 +224,6 @@ def _raised(proto: ModelProto, kept: Collection[str]) -> ModelProto:
         f"the model is float16 at opset {onnx_format.opset(proto)}, and only from {_HALF_OPSET} on can float16 be quantized",
         remedy="put quantize-int8 before cast-fp16, or export the model anew, at opset 19 or later",
     )
-
-
-def _whole_weights(graph: GraphProto) -> dict[str, list[dict[str, Any]]]:
-    """Stacks of matrices get one scale: onnxruntime's kernel refuses one for each column of them, when it runs."""
-    read = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
-    return {tensor.name: [{}] for tensor in graph.initializer if tensor.name in read and len(tensor.dims) > 2}
 
 
 def _unquantizable(node: NodeProto) -> bool:

@@ -15,6 +15,7 @@ from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import openvino as openvino_format
 from edgeopt.passes import quantize_int8_nncf as engine
+from edgeopt.passes import quantize_int8_openvino_saturation as saturation
 from edgeopt.passes.quantize_int8_nncf import Settings
 from edgeopt.passes.quantize_int8_samples import Calibration
 
@@ -65,7 +66,8 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
     bias_samples = 0 if "If" in found else min(BIAS_SAMPLES, BIAS_BYTES // max(1, _layer_input_bytes(exact, calibration)))
 
     def build(settings: Settings, samples: Calibration) -> openvino.Model:
-        with _bias_correction(bias_samples if settings.bias == "full" else 0) as full:
+        whole = bias_samples if settings.bias == "full" else 0
+        with saturation.widening(settings.narrow == "sums"), _bias_correction(whole) as full:
             made: openvino.Model = nncf.quantize(
                 openvino_format.load(model.path),
                 nncf.Dataset(samples),
@@ -77,7 +79,7 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
         return made
 
     runner = partial(openvino_format.runner_of, signature=model.signature)
-    alternatives = engine.alternatives(options, ctx.target, attention, bias_samples, overflows=True)
+    alternatives = engine.alternatives(options, ctx.target, attention, bias_samples, narrow="sums")
     best, choice = engine.search(build, alternatives, calibration, lambda: runner(exact), runner, openvino_format.cause)
     notes: dict[str, Any] = {
         "engine": "nncf",
