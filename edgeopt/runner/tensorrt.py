@@ -98,13 +98,13 @@ class TensorrtSession:
         with log.collected() as said:
             self._runtime = log.started(trt.Runtime, said)
             self.engine = _deserialized(self._runtime, path, record)
-            if self.engine is None or log.errors(said):
-                raise log.problem(f"opening {path.name}", log.errors(said))
+            if self.engine is None or log.all_errors(said):
+                raise log.problem(f"opening {path.name}", log.all_errors(said), log.RUN)
             self._check_ports()
             self.cache = RuntimeCache(self.engine, record["sha256"])
             self._slots = [Slot(self, self.graphs) for _ in range(slots)]
-            if found := log.errors(said):
-                raise log.problem(f"opening {path.name}", found)
+            if found := log.all_errors(said):
+                raise log.problem(f"opening {path.name}", found, log.RUN)
 
     def load(self, feeds: Feeds, slot: int = 0) -> None:
         self._slots[slot].load(feeds)

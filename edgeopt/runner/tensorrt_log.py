@@ -42,6 +42,7 @@ _CULPRIT = re.compile(
 
 S8 = "quantize it with quantize-int8 for this target (int8: s8s8)"
 _HALF = "put cast-fp16 in the variant, or leave 7.5 out of compute_capabilities"
+RUN = "its own words are in the run's log; nvidia-smi tells how the GPU is"
 OPERATORS = "export the model with other operators, or put simplify first"
 _DRIVER = "see that nvidia-smi works and that its CUDA is not older than TensorRT's; update the driver, or install TensorRT for that CUDA"
 _ATTENTION = "export the model at an opset below 23, where attention is written out"
@@ -52,6 +53,7 @@ _MEANINGS: tuple[tuple[str, str, str], ...] = (
     (r"target\(s\) ([\w, ]+), because.*datatypes: b16", "BFLOAT16 does not run on {0}", "use cast-fp16 instead, or newer GPUs"),
     (r"target\(s\) ([\w, ]+), because.*datatypes: fp8", "FLOAT8 does not run on {0}", S8),
     (r"target\(s\) ([\w, ]+), because.*datatypes: (\w+)", "{1} does not run on {0}", "leave those GPUs out of compute_capabilities"),
+    (r"cudaError 35|driver version is insufficient", "the NVIDIA driver is too old for this TensorRT", _DRIVER),
     (_FULL.pattern, "the GPU's memory is full", "use a smaller batch, or end what else uses the GPU"),
     (r"within workspace limit|[Ii]nsufficient (memory|workspace)", "the workspace is too small for a layer", "raise workspace_mb"),
     (r"no optimization profile", "an axis may vary and has no range", "give it: options: {profiles: {AXIS: [min, opt, max]}}"),
@@ -130,8 +132,13 @@ def collected() -> Iterator[list[Line]]:
 
 def errors(lines: list[Line]) -> list[str]:
     """The errors among the lines, without the noise that a missing GPU makes."""
-    found = [_NO_DRIVER.sub("", line.text).strip() for line in lines if line.severity in ("ERROR", "INTERNAL_ERROR")]
+    found = [_NO_DRIVER.sub("", text).strip() for text in all_errors(lines)]
     return [text for text in found if text]
+
+
+def all_errors(lines: list[Line]) -> list[str]:
+    """The errors among the lines where a GPU is at work: what they say of its driver is no noise."""
+    return [line.text.strip() for line in lines if line.severity in ("ERROR", "INTERNAL_ERROR")]
 
 
 def lasting(lines: list[Line]) -> list[str]:
@@ -147,23 +154,23 @@ def warnings(lines: list[Line]) -> list[str]:
     return [text for text in told if text not in tactics] + counted
 
 
-def problem(doing: str, found: list[str], node: str = "") -> Problem:
-    """What errors of TensorRT mean: the cause with the node's name, and what to do."""
+def problem(doing: str, found: list[str], otherwise: str = OPERATORS) -> Problem:
+    """What errors of TensorRT mean: the cause with the node's name, and what to do; `otherwise`, where they are none that we know."""
     whole = "\n".join(found)
-    node = node or culprit(whole)
-    cause, remedy = meaning(found)
+    node = culprit(whole)
+    cause, remedy = meaning(found, otherwise)
     named = f"'{node}': " if node and f"'{node}'" not in cause else ""
     return Problem("resource" if _FULL.search(whole) else "step", f"{doing}: {named}{cause}", remedy)
 
 
-def meaning(found: list[str]) -> tuple[str, str]:
+def meaning(found: list[str], otherwise: str = OPERATORS) -> tuple[str, str]:
     """Cause and remedy of errors: in words of ours where they are known, else in TensorRT's without its source's places."""
     whole = "\n".join(found)
     for pattern, cause, remedy in _MEANINGS:
         if match := re.search(pattern, whole):
             return cause.format(*(group or "" for group in match.groups())), remedy
     telling = [text for text in found if not _FRAME.search(text)] or found
-    return plain(telling[0]) if telling else "TensorRT gives no reason", OPERATORS
+    return plain(telling[0]) if telling else "TensorRT gives no reason", otherwise
 
 
 def culprit(text: str) -> str:

@@ -66,8 +66,8 @@ class Slot:
         """Put the inference on the stream as it is, without a graph."""
         with log.collected() as said:
             done = self.context.execute_async_v3(int(self.stream))
-        if not done or (said and log.errors(said)):
-            raise log.problem("running the engine", log.errors(said))
+        if not done or (said and log.all_errors(said)):
+            raise log.problem("running the engine", log.all_errors(said), log.RUN)
 
     def read(self) -> Feeds:
         for port in self.outputs:
@@ -97,7 +97,7 @@ class Slot:
             dims: Any = self.context.get_tensor_shape(port.name)
             shape = tuple(dims)
             if -1 in shape:
-                raise Problem("usage", f"the size of the output '{port.name}' depends on the data", "leave that part to the application")
+                raise Problem("step", f"the size of the output '{port.name}' depends on the data", "leave that part to the application")
             self.buffers[port.name] = tensorrt_cuda.Buffer(shape, port.dtype)
             if not self.context.set_tensor_address(port.name, self.buffers[port.name].device):
                 raise Problem("step", f"TensorRT takes no buffer for '{port.name}'", "build the engine again")
@@ -109,7 +109,7 @@ class Slot:
                 missing = self.context.infer_shapes()
             except RuntimeError:
                 told = ", ".join(f"'{name}' of {list(shape)}" for name, shape in shapes.items())
-                why = log.meaning(log.errors(said))[0]
+                why = log.meaning(log.all_errors(said))[0]
                 raise Problem("usage", f"inputs that do not go together: {told} ({why})", "feed shapes that the model takes") from None
         if missing:
             raise Problem("step", f"TensorRT cannot tell the shapes: {', '.join(missing)} are not given", "build the engine again")

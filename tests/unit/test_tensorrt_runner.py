@@ -126,8 +126,8 @@ class Cuda:
 class Context:
     """An execution context whose outputs have the shape of its input; it runs in a capture only where `records` says so."""
 
-    def __init__(self, cuda: Cuda, records: bool = True, takes: bool = True, agrees: bool = True) -> None:
-        self.cuda, self.records, self.takes, self.agrees = cuda, records, takes, agrees
+    def __init__(self, cuda: Cuda, records: bool = True, takes: bool = True, agrees: bool = True, sized: bool = True) -> None:
+        self.cuda, self.records, self.takes, self.agrees, self.sized = cuda, records, takes, agrees, sized
         self.shape: tuple[int, ...] = ()
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -141,7 +141,7 @@ class Context:
         return []
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.shape
+        return self.shape if self.sized or name == "x" else (-1,)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         return self.takes
@@ -220,6 +220,13 @@ def test_inputs_that_do_not_go_together_are_told_with_their_shapes(monkeypatch):
     with pytest.raises(Problem, match=r"do not go together: 'x' of \[4\] .*violated, 4 != 2") as caught:
         slot.load(feeds(4))
     assert caught.value.kind == "usage"
+
+
+def test_an_output_sized_by_its_data_fails_its_row_and_no_other(monkeypatch):
+    slot, _ = slot_of(monkeypatch, sized=False)
+    with pytest.raises(Problem, match="the size of the output 'y' depends on the data") as caught:
+        slot.load(feeds(4))
+    assert caught.value.kind == "step" and slot.buffers == {}
 
 
 class Strategies:
@@ -346,6 +353,18 @@ def test_a_tactic_that_was_passed_over_is_no_error_of_the_engine():
         said("Error Code 10: Internal Error (Could not find any implementation for node conv.)")
     with pytest.raises(Problem, match="'conv': there is no kernel for a node"):
         tensorrt_engine._checked("building the engine", None, lines)
+
+
+def test_what_fails_on_a_gpu_is_not_laid_on_the_model():
+    """What is noise without a GPU is the cause where there is one, and no export mends a GPU."""
+    old = "[runtime.cpp::load::1] Error Code 1: Cuda Runtime (CUDA driver version is insufficient for CUDA runtime version)"
+    with log.collected() as lines:
+        said(f"first\n{old}")
+    assert log.errors(lines) == ["first"]
+    problem = log.problem("opening e", log.all_errors(lines), log.RUN)
+    assert problem.cause == "opening e: the NVIDIA driver is too old for this TensorRT" and "update the driver" in problem.remedy
+    problem = log.problem("running the engine", [], log.RUN)
+    assert problem.cause.endswith("TensorRT gives no reason") and problem.remedy == log.RUN
 
 
 def test_a_cuda_that_does_not_start_is_told_with_what_tensorrt_warned_of(monkeypatch):
