@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from edgeopt.core.artifact import Artifact
-from edgeopt.core.errors import StepError
-from edgeopt.core.plan import Plan, Step
-from edgeopt.core.protocols import Candidate, Score
+from edgeopt.core import registry
+from edgeopt.core.artifact import FILES, Artifact
+from edgeopt.core.errors import EdgeoptError, StepError
+from edgeopt.core.plan import Plan, PlanTarget, Step
+from edgeopt.core.protocols import Backend, Candidate, Context, Score
 from edgeopt.core.recipe import Measuring
 from edgeopt.core.store import Store
 from edgeopt.core.target import UNDER_LOAD
@@ -20,7 +21,6 @@ PRECISION_PERCENT = 0.5
 
 def scores(plan: Plan) -> dict[str, Score]:
     """The recipe's scores by label, and `sqnr` in any case."""
-    from edgeopt.core import registry
     from edgeopt.stages import score
 
     return {"sqnr": registry.load("scores", "sqnr")(), **score.ready(plan)}
@@ -44,15 +44,12 @@ def measure(
 
         split = "tune" if "tune" in plan.data else "calibrate"
         samples = survey.first_samples(plan, split, apply.chain(plan, step.key)[0], store)
-        artifacts = {
-            name: replace(
-                model, root=one.path.parents[1], main=one.path.name, format=used.target.backend, execution={"float": one.execution}
-            )
-            for name, one in candidates.items()
-        }
         settings = Measuring(precision_percent=PRECISION_PERCENT, budget_s=seconds)
-        trial_plan = plan.model_copy(update={"reference": next(iter(candidates)), "measure": settings})
         with tempfile.TemporaryDirectory() as scratch:
+            artifacts, failed = _compiled(candidates, model, used, Path(scratch))
+            if not artifacts:
+                raise failed[0]
+            trial_plan = plan.model_copy(update={"reference": next(iter(artifacts)), "measure": settings})
             found = timing.time(
                 trial_plan, used, artifacts, samples, folder, Path(scratch), lambda *told: progress(0, 0, "timing candidates")
             )
@@ -66,3 +63,22 @@ def measure(
         return times
 
     return timed
+
+
+def _compiled(
+    candidates: Mapping[str, Candidate], model: Artifact, used: PlanTarget, folder: Path
+) -> tuple[dict[str, Artifact], list[EdgeoptError]]:
+    """The candidates as rows of the plan would be, compiled for the target; what the compiler refuses is no candidate, and its error."""
+    backend: Backend = registry.load("backends", used.target.backend)()
+    made, failed = dict[str, Artifact](), list[EdgeoptError]()
+    for index, (name, one) in enumerate(candidates.items()):
+        given = replace(model, root=one.path.parents[1], main=one.path.name, execution={"float": one.execution})
+        root = folder / str(index)
+        (root / FILES).mkdir(parents=True)
+        try:
+            main = backend.compile(given, Context(folder=root / FILES, target=used.target.model_dump(mode="json")))
+        except EdgeoptError as error:
+            failed.append(error)
+            continue
+        made[name] = replace(given, root=root, main=main.relative_to(root / FILES).as_posix(), format=used.target.backend)
+    return made, failed

@@ -9,6 +9,7 @@ import os
 import signal
 import time as clock
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ import reports
 import small_onnx as small
 
 import edgeopt
+from edgeopt.backends.onnxruntime import Onnxruntime
 from edgeopt.core import machine, registry
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import ResourceError, StepError
 from edgeopt.core.plan import Plan
-from edgeopt.core.protocols import Sample
+from edgeopt.core.protocols import Candidate, Context, Sample
 from edgeopt.core.recipe import Measuring, load
 from edgeopt.core.session import Mlperf
+from edgeopt.core.store import Store
 from edgeopt.formats.onnx import Onnx
 from edgeopt.runner import loadgen
-from edgeopt.stages import timing, words
+from edgeopt.stages import survey, timing, trial, words
 from edgeopt.stages.children import Child, Template
 from edgeopt.stages.conditions import Conditions
 from edgeopt.stages.lane import Lane
@@ -88,6 +91,36 @@ def test_every_round_opens_every_variant_in_a_new_process(
     assert found.layers["b"] and not found.conditions["one_at_a_time"]
     raw = np.load(tmp_path / "latency.npz")
     assert set(raw["b/round"]) == set(range(rounds)) and len(raw["b/round"]) == len(raw["b/compute_ms"]) == row.latency_ms.samples
+
+
+def test_candidates_of_a_search_are_timed_as_the_target_s_compiler_makes_them(
+    plan: Plan, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine of TensorRT is what is timed, not the ONNX that goes into its builder; what that refuses is no candidate."""
+    monkeypatch.setattr(survey, "first_samples", lambda *_: [Sample({"x": np.ones(8, np.float32)})])
+    opened: list[Path] = []
+    open_, compile_ = Child.open, Onnxruntime.compile
+
+    def compiled(self: Onnxruntime, given: Artifact, ctx: Context) -> Path:
+        assert ctx.target["arch"] == "x86_64" and given.format == "onnx"
+        if given.root.name == "refused":
+            raise StepError("no kernel")
+        main = compile_(self, given, ctx)
+        return main.rename(main.with_name("engine.plan"))
+
+    monkeypatch.setattr(Onnxruntime, "compile", compiled)
+    monkeypatch.setattr(Child, "open", lambda self, artifact, used: (opened.append(artifact.path), open_(self, artifact, used))[1])
+    candidates = {}
+    for name in ("refused", "taken"):
+        (tmp_path / name / "files").mkdir(parents=True)
+        candidates[name] = Candidate(small.write(small.mlp(), tmp_path / name / "files"))
+    row = plan.rows_of("x86-onnxruntime")[0]
+    onnx_model = replace(model, format="onnx")
+    door = trial.measure(plan, plan.steps[row.steps[-1]], onnx_model, Store(tmp_path / "store"), tmp_path, lambda *_: None)
+    assert door and set(door(candidates, 0.5)) == {"taken"}
+    assert opened and {path.name for path in opened} == {"engine.plan"}
+    with pytest.raises(StepError, match="no kernel"):
+        door({"refused": candidates["refused"]}, 0.5)
 
 
 def test_throughput_goes_in_rounds_too(plan: Plan, model: Artifact, tmp_path: Path) -> None:
