@@ -40,7 +40,7 @@ def bench(
     quiet: bool,
     verbose: bool,
 ) -> Answer:
-    """Time an .onnx or .pt2 model in full precision on targets. No recipe is needed."""
+    """Time an .onnx, .pt2, .keras or .h5 model in full precision on targets. No recipe is needed."""
     from edgeopt.cli.progress import listen
     from edgeopt.stages.bench import bench as stage
 

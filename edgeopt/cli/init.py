@@ -19,7 +19,7 @@ from edgeopt.cli.commands import json_option
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 @json_option
 def init(model: str, output: Path | None, inputs: tuple[str, ...], force: bool) -> Answer:
-    """Write a commented starter recipe for MODEL: an .onnx or .pt2 file, or a torch factory as file.py:function.
+    """Write a commented starter recipe for MODEL: an .onnx, .pt2, .keras or .h5 file, or a torch factory as file.py:function.
 
     The recipe runs at once, on random data; comments show how real data, other passes and gates are given.
     """

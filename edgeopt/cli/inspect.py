@@ -53,7 +53,7 @@ def inspect(
     everything: bool,
     sizes: tuple[str, ...],
 ) -> Answer:
-    """Look into a model file (.onnx, .xml, .pt2, .safetensors), an artifact or a run folder.
+    """Look into a model file (.onnx, .xml, .pt2, .keras, .h5, .safetensors), an artifact or a run folder.
 
     Nothing is run but with two options, for .onnx and .xml files and artifacts. --profile times each layer, with
     the precision that executes, and holds it against what this machine can do. --against runs another form of the

@@ -15,6 +15,8 @@ from edgeopt.core.protocols import Options
 
 _Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 _Axis = Annotated[int, Field(gt=0)] | _Name
+# What a model file of that name is under `model`.
+KINDS = {".onnx": "onnx", ".pt2": "pt2", ".keras": "keras", ".h5": "keras", ".hdf5": "keras"}
 
 
 class InputSpec(Options):
@@ -72,18 +74,23 @@ class TorchModel(Options):
 
 
 class Model(Options):
-    """Where the trained model comes from: exactly one of the three."""
+    """Where the trained model comes from: exactly one of these."""
 
     torch: TorchModel | None = None
     onnx: Annotated[FileRef | None, BeforeValidator(_file)] = None
     pt2: Annotated[FileRef | None, BeforeValidator(_file)] = None
+    keras: Annotated[FileRef | None, BeforeValidator(_file)] = None
 
     @model_validator(mode="after")
     def _one(self) -> Model:
-        if sum(value is not None for value in (self.torch, self.onnx, self.pt2)) != 1:
-            raise ValueError("give exactly one of torch, onnx, pt2 → model: {onnx: model.onnx}, for example")
+        if len(self._given) != 1:
+            raise ValueError("give exactly one of torch, onnx, pt2, keras → model: {onnx: model.onnx}, for example")
         return self
 
     @property
+    def _given(self) -> list[str]:
+        return [name for name in type(self).model_fields if getattr(self, name) is not None]
+
+    @property
     def kind(self) -> str:
-        return "torch" if self.torch else "onnx" if self.onnx else "pt2"
+        return self._given[0]

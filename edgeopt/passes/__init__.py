@@ -4,6 +4,7 @@ TABLE = (
     "import-onnx",
     "import-torch",
     "import-pt2",
+    "import-keras",
     "export-onnx",
     "convert-openvino",
     "simplify",

@@ -14,6 +14,7 @@ from edgeopt.core import registry
 from edgeopt.core.artifact import Signature
 from edgeopt.core.errors import UntrustedError, UsageError
 from edgeopt.stages import work
+from edgeopt.stages.anatomy_keras import keras
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -232,4 +233,12 @@ def _safetensors(path: Path) -> dict[str, Any]:
     }
 
 
-READERS: dict[str, Callable[[Path], dict[str, Any]]] = {".onnx": _onnx, ".xml": _openvino, ".pt2": _pt2, ".safetensors": _safetensors}
+READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    ".onnx": _onnx,
+    ".xml": _openvino,
+    ".pt2": _pt2,
+    ".keras": keras,
+    ".h5": keras,
+    ".hdf5": keras,
+    ".safetensors": _safetensors,
+}

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeopt.core.artifact import Signature
 from edgeopt.core.errors import EdgeoptError, RecipeErrors, UsageError
+from edgeopt.core.model import KINDS
 from edgeopt.core.places import Document
 from edgeopt.core.progress import Progress
 from edgeopt.core.recipe import check
@@ -39,10 +40,11 @@ def bench(
     Inputs are random unless `data` names an .npz file; `sizes` fixes axes that may vary, by name.
     Raises EdgeoptError as `run` does.
     """
-    kind = {".onnx": "onnx", ".pt2": "pt2"}.get(model.suffix.lower())
+    kind = KINDS.get(model.suffix.lower())
     if kind is None:
         raise UsageError(
-            f"{model.name}: bench takes an .onnx or a .pt2 file", remedy="for a torch factory write a recipe: `edgeopt init MODEL`"
+            f"{model.name}: bench takes an .onnx, .pt2, .keras or .h5 file",
+            remedy="for a torch factory write a recipe: `edgeopt init MODEL`",
         )
     if not model.is_file():
         raise UsageError(f"no such file: {model}", remedy="check the path")

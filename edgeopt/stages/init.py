@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeopt.core import registry, target
 from edgeopt.core.errors import EdgeoptError, Place, UsageError, did_you_mean
+from edgeopt.core.model import KINDS
 from edgeopt.stages.anatomy import UNNAMED
 from edgeopt.stages.inspect import inspect
 
@@ -19,14 +20,14 @@ _INPUT = re.compile(r"^(?P<name>[\w.]+)=(?P<dtype>\w+)?\[(?P<shape>[^]]*)\]$")
 
 
 def init(model: str, folder: Path, inputs: Sequence[str] = ()) -> str:
-    """The text of a recipe that lies in `folder`. `model` is an .onnx or .pt2 file or `file.py:function`.
+    """The text of a recipe that lies in `folder`. `model` is an .onnx, .pt2, .keras or .h5 file or `file.py:function`.
 
     `inputs` describe what a factory's model takes, as `image=float32[N,3,224,224]`; a model file says it itself.
     """
     path, _, function = model.rpartition(":") if re.search(r":\w+$", model) else (model, "", "")
-    kind = "torch" if function else {".onnx": "onnx", ".pt2": "pt2"}.get(Path(path).suffix.lower())
+    kind = "torch" if function else KINDS.get(Path(path).suffix.lower())
     if kind is None:
-        remedy = "give an .onnx file, a .pt2 file, or a factory as file.py:function"
+        remedy = "give an .onnx, .pt2, .keras or .h5 file, or a factory as file.py:function"
         if path.endswith(".py"):
             remedy = f"name the function that returns the model: {path}:build"
         raise UsageError(f"{model}: not a model that edgeopt imports", remedy=remedy)

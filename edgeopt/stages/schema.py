@@ -127,7 +127,7 @@ def _shorthand(recipe: dict[str, Any], defs: dict[str, Any]) -> None:
         kept = {key: item for key, item in value.items() if key == "description"}
         source = {"$ref": "#/$defs/Source"}
         defs["Data"]["properties"][split] = kept | (source if split in defs["Data"]["required"] else {"anyOf": [source, {"type": "null"}]})
-    for owner, fields in (("Model", ("onnx", "pt2")), ("TorchModel", ("weights",))):
+    for owner, fields in (("Model", ("onnx", "pt2", "keras")), ("TorchModel", ("weights",))):
         for name in fields:
             defs[owner]["properties"][name]["anyOf"].append({"type": "string", "description": "path relative to the recipe"})
     defs["Model"] |= {"minProperties": 1, "maxProperties": 1}

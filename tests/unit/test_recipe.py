@@ -74,7 +74,7 @@ def test_a_good_recipe_is_read() -> None:
     ("old", "new", "place", "remedy"),
     [
         ("gates:", "gatess:", "12:1", "did you mean 'gates'?"),
-        ("onnx: model.onnx", "onnx: model.onnx\n  ony: 3", "5:3", "known here: onnx, pt2, torch"),
+        ("onnx: model.onnx", "onnx: model.onnx\n  ony: 3", "5:3", "known here: keras, onnx, pt2, torch"),
         ("onnx: model.onnx", "onnx: {file: m.onnx, pakage: x}", "4:24", "did you mean 'package'?"),
         ("onnx: model.onnx", TORCH.replace("inputs: ", "wieghts: w, inputs: "), "4:32", "did you mean 'weights'?"),
         ("onnx: model.onnx", TORCH.replace("shape: [N, 4]", "shape: [N, 4], dtyp: int8"), "4:60", "did you mean 'dtype'?"),
@@ -146,7 +146,7 @@ def test_an_unknown_name_is_told_where_it_stands_and_what_was_meant(old: str, ne
             "model:\n  onnx: model.onnx",
             "model: m.onnx",
             "3:1: model should be a mapping (key: value), not 'm.onnx'",
-            "its keys: torch, onnx, pt2",
+            "its keys: torch, onnx, pt2, keras",
         ),
         # choices
         (
