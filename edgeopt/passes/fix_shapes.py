@@ -50,14 +50,16 @@ class FixShapes(
     inputs: dict[str, list[Size]] = Field(default_factory=dict, description="whole shapes by input: {image: [1, 3, 224, 224]}")
 
     def run(self, model: Artifact, ctx: Context) -> Path:
-        tools = registry.need("onnxruntime.tools.onnx_model_utils", "onnxruntime")
+        registry.need("onnxruntime", "onnxruntime")
         sizes = self.sizes(model.signature, ctx)
         proto = onnx_format.load(model.path)
         onnx_format.name_axes(proto, model.signature)
-        for name, size in sizes.items():
-            tools.make_dim_param_fixed(proto.graph, name, size)
         for graph in onnx_format.graphs(proto.graph):
             del graph.value_info[:]  # exporters leave sizes of their examples there
+            for value in (*graph.input, *graph.output):
+                for dim in value.type.tensor_type.shape.dim:
+                    if dim.dim_param in sizes:
+                        dim.dim_value = sizes[dim.dim_param]
         before = len(proto.graph.node)
         proto = slimmed(proto)
         path = ctx.folder / onnx_format.MAIN

@@ -43,7 +43,7 @@ class Engine:
         self.executions: tuple[str, ...] = ("f32", "fp16") if ctx.target["backend"] == "tensorrt" else ("f32",)
         self.untimed: tuple[str, ...] = self.executions[::-1]
         self.large = cast_fp16.outgrown(model.path, ctx, options.samples) if "fp16" in self.executions else {}
-        self._gated: tuple[Any, list[str]] | None = None
+        self._gated: Callable[[Feeds], Feeds] | None = None
 
     def load(self) -> ModelProto:
         return onnx_format.load(self.model.path)
@@ -67,10 +67,8 @@ class Engine:
     def alone(self, unit: Unit) -> Callable[[Feeds], Feeds]:
         if self._gated is None:
             full, exact = self.quantizer.build(keep_activations=True), onnx_format.load(self.quantizer.prepared)
-            gated, order = graph.gated(full, exact, self.layers, self.rules)
-            self._gated = self.quantizer.runner(gated), order
-        run, order = self._gated
-        values = gates_for(order, self.rules, set(unit.layers))
+            self._gated = self.quantizer.runner(graph.gated(full, exact, self.layers, self.rules))
+        run, values = self._gated, gates_for(self.layers, self.rules, set(unit.layers))
         return lambda feeds: run({**feeds, graph.GATES: values})
 
     def macs(self, feeds: Feeds) -> dict[str, int]:

@@ -109,17 +109,15 @@ def between(model: ModelProto) -> dict[str, Rule]:
     return found
 
 
-def gated(
-    full: ModelProto, prepared: ModelProto, quantized: Mapping[str, Layer], named: Mapping[str, Rule]
-) -> tuple[ModelProto, list[str]]:
-    """The quantized model with a gate on every quantizer, and what the gates are of, in the order of the input `GATES`."""
+def gated(full: ModelProto, prepared: ModelProto, quantized: Mapping[str, Layer], named: Mapping[str, Rule]) -> ModelProto:
+    """The quantized model with a gate on every quantizer: an input `GATES`, of all layers, then of all quantizers of activations."""
     import onnx
     from onnx import helper, numpy_helper
 
     graph = _Graph(full.graph)
     stored = {tensor.name: tensor for tensor in prepared.graph.initializer}
     original = {node.name: node for node in prepared.graph.node}
-    order = [*quantized, *named]
+    count = len(quantized) + len(named)
     added: list[NodeProto] = []
 
     def blend(exact: str, rounded: str, index: int, result: str) -> str:
@@ -134,10 +132,10 @@ def gated(
         )
         return result
 
-    full.graph.initializer.extend(numpy_helper.from_array(_index(index), f"edgeopt_gate_{index}") for index in range(len(order)))
-    full.graph.input.append(helper.make_tensor_value_info(GATES, onnx.TensorProto.FLOAT, [len(order)]))
-    for index, name in enumerate(order):
-        if name in quantized and not quantized[name].data:
+    full.graph.initializer.extend(numpy_helper.from_array(_index(index), f"edgeopt_gate_{index}") for index in range(count))
+    full.graph.input.append(helper.make_tensor_value_info(GATES, onnx.TensorProto.FLOAT, [count]))
+    for index, (name, rounds) in enumerate(quantized.items()):
+        if not rounds.data:
             float_layer = _exact(full.graph, original[name], stored)
             added.append(float_layer)
             for place, result in enumerate(original[name].output):
@@ -145,14 +143,13 @@ def gated(
                     graph.nodes[name].output[place] = f"{result}_rounded"
                     blend(float_layer.output[place], f"{result}_rounded", index, result)
             continue
-        if name in quantized:
-            layer, before = graph.nodes[name], original[name]
-            if quantized[name].weights:
-                exact = _keep(full.graph, stored[before.input[1]])
-                layer.input[1] = blend(exact, layer.input[1], index, f"{name}_gated_weight")
-            if len(layer.input) > 2 and len(before.input) > 2 and before.input[2] in stored:  # a rounded bias changes nothing worth a gate
-                layer.input[2] = _keep(full.graph, stored[before.input[2]])
-            continue
+        layer, before = graph.nodes[name], original[name]
+        if rounds.weights:
+            exact = _keep(full.graph, stored[before.input[1]])
+            layer.input[1] = blend(exact, layer.input[1], index, f"{name}_gated_weight")
+        if len(layer.input) > 2 and len(before.input) > 2 and before.input[2] in stored:  # a rounded bias changes nothing worth a gate
+            layer.input[2] = _keep(full.graph, stored[before.input[2]])
+    for index, name in enumerate(named, len(quantized)):
         pairs = {output for node in graph.readers.get(name, ()) if node.op_type == _Q for output in node.output}
         for pair in [reader for rounded in pairs for reader in graph.readers.get(rounded, ()) if reader.op_type == _DQ]:
             result, pair.output[0] = pair.output[0], f"{pair.output[0]}_rounded"
@@ -160,7 +157,7 @@ def gated(
     full.graph.node.extend(added)
     onnx_format.sort_nodes(full.graph)
     onnx_format.name_nodes(full)
-    return full, order
+    return full
 
 
 def macs(

@@ -43,7 +43,7 @@ class Engine:
         fast = bool(set(machine.BF16_FLAGS).intersection(machine.fingerprint()["isa"]))
         self.executions: tuple[str, ...] = ("f32", "bf16") if fast else ("f32",)
         self.untimed: tuple[str, ...] = ("f32",)
-        self._gated: tuple[Any, list[str]] | None = None
+        self._gated: Any = None
 
     def load(self) -> openvino.Model:
         return openvino_format.load(self.model.path)
@@ -84,10 +84,9 @@ class Engine:
     def alone(self, unit: Unit) -> Callable[[Feeds], Feeds]:
         if self._gated is None:
             gated = self.full.clone()
-            order = graph.gate(gated, self.layers, self.rules, self.original)
-            self._gated = openvino_format.compiled(gated), order
-        run, order = self._gated
-        values = gates_for(order, self.rules, set(unit.layers))
+            graph.gate(gated, self.layers, self.rules, self.original)
+            self._gated = openvino_format.compiled(gated)
+        run, values = self._gated, gates_for(self.layers, self.rules, set(unit.layers))
         inputs = [spec.name for spec in self.model.signature.inputs]
         outputs = [spec.name for spec in self.model.signature.outputs]
 

@@ -129,8 +129,8 @@ def constant(value: np.ndarray[Any, Any]) -> Any:
     return opset13.constant(value)
 
 
-def gate(model: openvino.Model, quantized: Mapping[str, Layer], named: Mapping[str, Rule], original: Mapping[str, Any]) -> list[str]:
-    """Put a gate on every quantizer of the model, in place; returns what the gates are of, in the order of the new last input."""
+def gate(model: openvino.Model, quantized: Mapping[str, Layer], named: Mapping[str, Rule], original: Mapping[str, Any]) -> None:
+    """Put a gate on every quantizer of the model, in place: a new last input, of all layers, then of all quantizers of activations."""
     import numpy as np
 
     openvino = registry.need("openvino", "openvino")
@@ -172,7 +172,6 @@ def gate(model: openvino.Model, quantized: Mapping[str, Layer], named: Mapping[s
             port.replace_source_output(blend(ops.constant(was), ops.constant(now - was), index).output(0))
     model.add_parameters([gates])
     model.validate_nodes_and_infer_types()
-    return order
 
 
 def is_constant(operation: Any) -> bool:

@@ -47,8 +47,11 @@ def groups(quantized: Mapping[str, Layer]) -> list[list[Layer]]:
     return sorted((sorted(group, key=lambda one: order[one.name]) for group in found), key=lambda group: order[group[0].name])
 
 
-def gates_for(order: Iterable[str], named: Mapping[str, Rule], on: Collection[str]) -> np.ndarray[Any, Any]:
-    """The gates' values that switch on the layers `on` and the quantizers that they need."""
+def gates_for(quantized: Iterable[str], named: Mapping[str, Rule], on: Collection[str]) -> np.ndarray[Any, Any]:
+    """The gates' values that switch on the layers `on` and the quantizers that they need: those of all layers, then of all quantizers.
+
+    By place and not by name: many exporters call a layer and the tensor that it makes alike.
+    """
     import numpy as np
 
-    return np.array([named[name].active(on) if name in named else name in on for name in order], np.float32)
+    return np.array([*(name in on for name in quantized), *(rule.active(on) for rule in named.values())], np.float32)

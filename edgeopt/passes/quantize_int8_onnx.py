@@ -41,6 +41,7 @@ _BETWEEN = (
 )
 _TYPES = {"plain": (*WEIGHTED, *_BETWEEN), "transformer": WEIGHTED}
 DYNAMIC = "dynamic"
+_REMOVABLE = ("Relu", "Clip")
 _FUSED_SHAPE = re.compile(r"gemm_(input|output)_shape")
 _PER_CHANNEL_OPSET, _LEAST_OPSET, _HALF_OPSET = 13, 10, 19
 
@@ -133,7 +134,8 @@ class Quantizer:
     def build(self, excluded: Collection[str] = (), keep_activations: bool = False) -> ModelProto:
         """The quantized model; nodes named in `excluded` stay float.
 
-        A Relu or Clip whose cut the quantizer's range makes anyway is taken out unless `keep_activations`.
+        A Relu or Clip whose cut the quantizer's range makes anyway is taken out unless `keep_activations`, or a body of If or
+        Loop reads one: no quantizer stands between there.
         """
         with quiet():
             return self._build(self.kind, self.method, excluded, keep_activations)
@@ -154,6 +156,8 @@ class Quantizer:
             return original
         # TensorRT reads biases only as float; it and every S8 kernel want zero points of 0.
         extra: dict[str, Any] = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
+        captured = _read_in_bodies(original)
+        keep_activations |= any(node.op_type in _REMOVABLE and node.output[0] in captured for node in original.graph.node)
         per_channel = self.options.per_channel and onnx_format.opset(original) >= _PER_CHANNEL_OPSET
         narrowed = weights.unsaturated(original.graph, per_channel) if self.reduce else {}
         extra |= {"QDQKeepRemovableActivations": keep_activations, "TensorQuantOverrides": narrowed | weights.whole(original.graph)}
@@ -321,9 +325,13 @@ def lift_constants(graph: GraphProto) -> None:
 
 def _restore_captured(made: ModelProto, original: ModelProto) -> None:
     """Bring back float weights that a body of If or Loop reads: the quantizer sees only the outer nodes."""
-    bodies = {name for node in made.graph.node if onnx_format.bodies(node) for name in onnx_format.reads(node)}
     present = {tensor.name for tensor in made.graph.initializer}
-    made.graph.initializer.extend(tensor for tensor in original.graph.initializer if tensor.name in bodies - present)
+    made.graph.initializer.extend(tensor for tensor in original.graph.initializer if tensor.name in _read_in_bodies(made) - present)
+
+
+def _read_in_bodies(model: ModelProto) -> set[str]:
+    """Names of the tensors that If, Loop and Scan read, in their bodies too."""
+    return {name for node in model.graph.node if onnx_format.bodies(node) for name in onnx_format.reads(node)}
 
 
 def _free_outputs(graph: GraphProto, original: GraphProto) -> None:

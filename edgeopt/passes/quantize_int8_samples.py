@@ -114,7 +114,10 @@ class Calibration:
         return Choice(best.settings, best.made, reached)
 
     def _decibels(self, reference: Run, candidate: Run, count: int) -> float:
-        """SQNR of the candidate on the held samples, averaged over its real-valued outputs where they are of one shape."""
+        """SQNR of the candidate on the held samples: that of the worst of its real-valued outputs where they are of one shape.
+
+        An output that is zero throughout is held against the power of all, as the score `sqnr` does it.
+        """
         import numpy as np
 
         sums: dict[str, np.ndarray[Any, Any]] = {}
@@ -125,8 +128,9 @@ class Calibration:
                     x = exact.astype(np.float64)
                     sums[name] = sums.get(name, 0) + np.array([(x**2).sum(), ((x - after[name]) ** 2).sum()])
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = [min(_BEST_DB, 10 * float(np.log10(signal / noise))) for signal, noise in sums.values()]
-        return float(np.mean([-_BEST_DB if np.isnan(one) else max(-_BEST_DB, one) for one in found])) if found else 0.0
+            whole = sum(signal for signal, _ in sums.values())
+            found = [_BEST_DB if noise == 0 else 10 * float(np.log10((signal or whole) / noise)) for signal, noise in sums.values()]
+        return min(-_BEST_DB if np.isnan(one) else max(-_BEST_DB, min(_BEST_DB, one)) for one in found) if found else 0.0
 
 
 def refuse_few(split: Split, what: str, otherwise: str) -> None:

@@ -120,6 +120,11 @@ def test_outputs_of_another_number_do_not_count_and_never_stretch(tmp_path: Path
     assert held._decibels(lambda _: exact, lambda _: {"boxes": np.ones((1, 4), np.float32), "y": exact["y"] * 1.1}, 4) == pytest.approx(
         20, abs=0.1
     )
+    blurred = {"boxes": exact["boxes"] * 1.001, "y": exact["y"] * 2}
+    assert held._decibels(lambda _: exact, lambda _: blurred, 4) == pytest.approx(0, abs=0.1), "the worst output counts"
+    empty = {"boxes": np.zeros((9, 4), np.float32), "y": exact["y"]}
+    noisy = {"boxes": np.full((9, 4), 0.01, np.float32), "y": exact["y"]}
+    assert held._decibels(lambda _: empty, lambda _: noisy, 4) == pytest.approx(10 * np.log10(2 / 36e-4), abs=0.1)
     assert held._decibels(lambda _: {"boxes": exact["boxes"]}, lambda _: {"boxes": np.ones((2, 4), np.float32)}, 4) == 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,26 @@ def test_shapes_that_were_computed_are_folded(tmp_path: Path) -> None:
     path = fixed(made, tmp_path, batch=4)
     assert shapes(path) == {"x": (4, 3, 4), "y": (4, 4)} and same(made, path)
     assert [node.op_type for node in nodes(load(path))] == ["Reshape", "MatMul"]
+
+
+def test_it_comes_without_torch(tmp_path: Path) -> None:
+    """Tools of onnxruntime import it where they can: 5 s and hundreds of MB for nothing."""
+    artifact(tmp_path, small.mlp())
+    (tmp_path / "out").mkdir()
+    code = f"""
+import sys
+from pathlib import Path
+from edgeopt.core.artifact import Artifact
+from edgeopt.core.protocols import Context
+from edgeopt.formats.onnx import Onnx
+from edgeopt.passes.fix_shapes import FixShapes
+folder = Path({str(tmp_path)!r})
+made = Artifact(folder, "onnx", "model.onnx", "", "", 0, Onnx().signature(folder / "files/model.onnx"))
+FixShapes().run(made, Context(folder / "out", target={{"batch": 3}}))
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False" and shapes(tmp_path / "out/model.onnx")["x"] == (3, 8)
 
 
 def test_only_what_is_named_is_fixed(tmp_path: Path) -> None:

@@ -493,6 +493,31 @@ def test_weights_of_bodies_stay_float(tmp_path):
     onnx.checker.check_model(proto)
 
 
+def leaves_early():
+    """A Relu whose result is read by a layer beside it, and by a branch of an If."""
+    layers = [helper.make_node("MatMul", ["r", "k1"], ["deep"], name="deep")]
+    other = helper.make_graph(layers, "other", [], [small.value("deep", ["N", 4])], [small.weight("k1", 16, 4, seed=3)])
+    then = helper.make_graph([helper.make_node("Identity", ["e"], ["early"])], "then", [], [small.value("early", ["N", 4])])
+    made = [
+        helper.make_node("MatMul", ["x", "k0"], ["h"], name="stem"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "k2"], ["e"], name="exit"),
+        helper.make_node("ReduceMax", ["e"], ["most"], keepdims=0, axes=[0, 1]),
+        helper.make_node("Greater", ["most", "limit"], ["sure"]),
+        helper.make_node("If", ["sure"], ["y"], name="choose", then_branch=then, else_branch=other),
+    ]
+    limit = numpy_helper.from_array(np.array(1000, np.float32), "limit")
+    weights = [small.weight("k0", 8, 16), small.weight("k2", 16, 4, seed=2), limit]
+    return small.model(made, [small.value("x", ["N", 8])], [small.value("y", ["N", 4])], weights)
+
+
+def test_a_relu_that_a_branch_reads_stays(tmp_path):
+    """The quantizer took it out, since its own rounding makes the cut: the branch read what stood before it."""
+    made = imported(tmp_path, leaves_early())
+    path, notes = quantize(tmp_path, made, X86)
+    assert notes["quantized_layers"]["MatMul"] == 2 and decibels(made, path) > 30
+
+
 def test_recurrent_layers_stay_float_in_openvino(tmp_path):
     made = in_openvino(tmp_path, imported(tmp_path, gru()))
     path, notes = quantize(tmp_path, made, OPENVINO)
