@@ -247,15 +247,16 @@ def _original(plan: Plan, step: Step, signature: Signature, feeds: list[dict[str
 
 
 def _compare(step: Step, old: list[dict[str, Any]], new: list[dict[str, Any]], outputs: tuple[TensorSpec, ...]) -> dict[str, Any]:
-    """Largest absolute error and SQNR in dB over all samples and outputs; null where nothing was compared.
+    """Largest absolute error over all samples and outputs, and SQNR in dB of the worst output; null where nothing was compared.
 
-    Outputs are held against those of the same name. Indices beside real-valued ones are left out, and so is
-    what came out in another number along an open axis (the boxes that a suppression kept): `uncompared` names the latter.
+    An output that is zero throughout is held against the power of all, as the score `sqnr` does it. Outputs are held
+    against those of the same name. Indices beside real-valued ones are left out, and so is what came out in another
+    number along an open axis (the boxes that a suppression kept): `uncompared` names the latter.
     """
     if not old:
         return {"max_abs": None, "sqnr_db": None, "not_finite": None, "uncompared": []}
-    signal = noise = largest = 0.0
-    not_finite, uncompared, compared = None, dict[str, None](), 0
+    powers: dict[str, Any] = {}  # signal and noise by output
+    largest, not_finite, uncompared = 0.0, None, dict[str, None]()
     shared = [spec for spec in outputs if spec.name in old[0]]
     judged = [spec for spec in shared if np.dtype(spec.dtype).kind == "f"] or shared
     for one, other in zip(old, new, strict=True):
@@ -276,18 +277,15 @@ def _compare(step: Step, old: list[dict[str, Any]], new: list[dict[str, Any]], o
                 continue
             finite = np.isfinite(x) & np.isfinite(y)
             delta = (y - x)[finite]
-            signal += float((x[finite] ** 2).sum())
-            noise += float((delta**2).sum())
+            powers[spec.name] = powers.get(spec.name, 0.0) + np.array([(x[finite] ** 2).sum(), (delta**2).sum()])
             largest = max(largest, float(np.abs(delta).max(initial=0.0)))
-            compared += 1
-    if not compared:
+    if not powers:
         return {"max_abs": None, "sqnr_db": None, "not_finite": not_finite, "uncompared": [*uncompared]}
-    if noise == 0:
-        decibels: float | None = MAX_DB
-    elif signal == 0:
-        decibels = None
-    else:
-        decibels = min(MAX_DB, 10 * float(np.log10(signal / noise)))
+    signals, noises = np.stack([*powers.values()]).T
+    decibels: float | None = MAX_DB
+    if noises.any():  # against nothing but zeros there is no ratio
+        ratios = (np.where(signals > 0, signals, signals.sum()) / np.where(noises > 0, noises, 1))[noises > 0]
+        decibels = min(MAX_DB, 10 * float(np.log10(ratios.min()))) if signals.any() else None
     return {"max_abs": largest, "sqnr_db": decibels, "not_finite": not_finite, "uncompared": [*uncompared]}
 
 

@@ -21,7 +21,7 @@ def disjoint(plan: Plan, model: str) -> str:
 
 def parity(plan: Plan, step: Step) -> str:
     """A step's parity record: the step, and the samples its model is compared on."""
-    return digest.of_value({"parity": 2, "step": step.key, "data": plan.data["evaluate"].digest})
+    return digest.of_value({"parity": 3, "step": step.key, "data": plan.data["evaluate"].digest})
 
 
 def wants_parity(step: Step) -> bool:

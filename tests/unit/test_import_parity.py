@@ -13,8 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgeopt
 from edgeopt.cli import call
+from edgeopt.core.artifact import TensorSpec
 from edgeopt.core.errors import StepError
+from edgeopt.core.plan import Step
 from edgeopt.stages import facts
+from edgeopt.stages.apply import _compare
 from tests import walks
 from tests.unit import small_onnx as small
 
@@ -130,3 +133,16 @@ def test_indices_and_varying_numbers_of_them_break_no_parity(tmp_path: Path, own
     assert report.exit_code == 0, report.exit_reasons
     [parity] = [step.parity for row in report.rows for step in row.history if step.step == "quantize-int8"]
     assert parity is not None and set(parity["uncompared"]) <= {"places"}
+
+
+def test_a_small_output_is_not_hidden_by_a_large_one() -> None:
+    """Boxes of hundreds of pixels beside scores below 1: together they agreed to 80 dB when all scores were lost."""
+    step = Step(key="k", kind="pass", plug="simplify", before="b", makes="onnx")
+    outputs = (TensorSpec("boxes", "float32", ("N", 4)), TensorSpec("scores", "float32", ("N",)), TensorSpec("none", "float32", ("N",)))
+    boxes, scores, none = np.full((9, 4), 500, np.float32), np.full(9, 0.05, np.float32), np.zeros(9, np.float32)
+    exact = {"boxes": boxes, "scores": scores, "none": none}
+    assert _compare(step, [exact], [exact], outputs)["sqnr_db"] == 150
+    lost = _compare(step, [exact] * 2, [{**exact, "scores": none}] * 2, outputs)
+    assert lost["sqnr_db"] == pytest.approx(0) and lost["max_abs"] == pytest.approx(0.05)
+    assert 80 < _compare(step, [exact], [{**exact, "none": scores}], outputs)["sqnr_db"] < 90, "zeros are held against all"
+    assert _compare(step, [{"none": none}], [{"none": scores}], outputs)["sqnr_db"] is None
