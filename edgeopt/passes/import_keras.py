@@ -67,6 +67,8 @@ def load(path: Path) -> Any:
         with warnings.catch_warnings(), import_keras_file.readable(path, config) as file:
             warnings.simplefilter("ignore")
             model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    except MemoryError:
+        raise
     except Exception as error:
         raise UsageError(
             f"{path.name} cannot be loaded by Keras {keras.__version__}: {_line(error)}",

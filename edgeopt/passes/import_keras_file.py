@@ -170,7 +170,8 @@ def _own(module: str, name: str) -> bool:
     """Whether a class that is named with its module is one that Keras builds models of."""
     if name == "function":
         return module in _FUNCTIONS
-    return (module == "keras" and name in _TOP) or module == "builtins" or any(f"{module}.".startswith(f"{one}.") for one in _MODULES)
+    inside = any(f"{module}.".startswith(f"{one}.") for one in _MODULES)
+    return (module == "keras" and name in _TOP) or (inside and name[:1].isupper())  # in small letters stand functions, that load files too
 
 
 def _known(name: str) -> bool:

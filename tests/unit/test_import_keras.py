@@ -193,6 +193,7 @@ FETCHES = {"module": "keras.utils", "class_name": "function", "config": "get_fil
 CODE = {
     "another module": (lambda config: layer(config).update(module="os", class_name="system"), "os.system"),
     "a module of Keras that fetches": (lambda config: layer(config)["config"].update(activation=FETCHES), "keras.utils"),
+    "a function that loads": (lambda config: layer(config).update(module="keras.models", class_name="load_model"), "load_model"),
     "a class that is registered": (lambda config: layer(config).update(registered_name="mine>Dense", module=None), "mine>Dense"),
     "a class without a module": (lambda config: layer(config).update(module=None, class_name="Mine"), "Mine"),
     "a pickle": (lambda config: layer(config).update(class_name="TorchModuleWrapper"), "a pickle"),
