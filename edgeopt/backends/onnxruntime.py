@@ -109,12 +109,14 @@ def _retypes(target: Mapping[str, Any]) -> bool:
 
 def _retype(main: Path, overflows: bool) -> None:
     """Rewrite the model where it has S8 activations; other models stay as they are, to the byte."""
-    from edgeopt.backends.onnxruntime_u8 import narrow, retype
+    from edgeopt.backends.onnxruntime_u8 import retype, round_biases
+    from edgeopt.formats.onnx_narrow import narrow
 
     if retype(onnx_format.load(main, weights=False).graph):
         proto = onnx_format.load(main)
         retype(proto.graph)
         if overflows:
             narrow(proto.graph)
+        round_biases(proto.graph)
         main.with_name(onnx_format.WEIGHTS).unlink(missing_ok=True)
         onnx_format.save(proto, main)

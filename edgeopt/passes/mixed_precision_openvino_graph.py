@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import registry
 from edgeopt.passes.mixed_precision_rules import Layer, Rule
+from edgeopt.passes.quantize_int8_openvino import MOVES, maker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 WEIGHTED = (*CONVOLUTIONS, "MatMul")
-# Between a quantizer and the layer that it feeds: these only move values.
-_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Convert")
 
 
 def layers(model: openvino.Model) -> dict[str, Layer]:
@@ -184,18 +183,17 @@ def is_constant(operation: Any) -> bool:
 
 
 def _quantizer(node: Any) -> Any:
-    """The quantizer that makes a value, looking through what only moves it; None where there is none."""
-    while node.get_type_name() in _MOVES:
-        node = node.input_value(0).get_node()
-    return node if node.get_type_name() == "FakeQuantize" else None
+    """The quantizer that makes a value, looking through what hands it on; None where there is none."""
+    found = maker(node)
+    return found if found.get_type_name() == "FakeQuantize" else None
 
 
 def _leads_to(node: Any, layers: Collection[str]) -> bool:
-    while node.get_type_name() in _MOVES:
-        targets = list(node.output(0).get_target_inputs())
-        if len(targets) != 1:
+    while node.get_type_name() in MOVES:
+        readers = _readers(node)
+        if len(readers) != 1:
             return False
-        node = targets[0].get_node()
+        node = readers[0]
     return node.get_friendly_name() in layers
 
 

@@ -38,8 +38,8 @@ class PruneChannels(
     time in onnxruntime on this machine, batch 1, both timed in turns.
 
     `importance: taylor` ranks channels by weight × gradient (Molchanov et al., arXiv:1906.10771) on up to 256 samples
-    of `train`, or of `calibrate` where there is no `train`. With `steps` above 1 the model is fine-tuned on `train`
-    after each step but the last; a killed run goes on there.
+    of `train`, or of `calibrate` where there is no `train`; where no label fits the output, by what moves outputs most.
+    With `steps` above 1 the model is fine-tuned on `train` after each step but the last; a killed run goes on there.
     """
 
     extra: ClassVar[str] = "torch"

@@ -29,6 +29,11 @@ BIAS_SAMPLES, BIAS_BYTES = 8, 250_000_000
 # The CPU plugin wants the weights of these as plain constants.
 _RECURRENT = ("LSTMSequence", "GRUSequence", "RNNSequence", "LSTMCell", "GRUCell", "RNNCell", "TensorIterator")
 _WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
+# These hand on values of their first input as they are.
+MOVES = (
+    *("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Convert", "Gather", "Slice", "StridedSlice", "Split", "VariadicSplit"),
+    *("MaxPool", "ReduceMax", "Pad", "Tile", "Broadcast", "DepthToSpace", "SpaceToDepth", "ShuffleChannels"),
+)
 # What ONNX calls these, so that one `keep` serves both formats.
 _ONNX_NAMES = {
     "Convolution": "Conv",
@@ -135,11 +140,19 @@ def quantized_layers(model: openvino.Model) -> dict[str, int]:
     for operation in operations(model):
         kind = operation.get_type_name()
         sources = [operation.input_value(index).get_node() for index in range(operation.get_input_size())]
-        if kind == "FakeQuantize" or not sources or sources[0].get_type_name() != "FakeQuantize":
+        if kind == "FakeQuantize" or not sources:
             continue
-        if kind not in _WEIGHTED or _quantized_weight(sources[1]):
+        given = maker(sources[0]) if kind in _WEIGHTED else sources[0]
+        if given.get_type_name() == "FakeQuantize" and (kind not in _WEIGHTED or _quantized_weight(sources[1])):
             found[kind] = found.get(kind, 0) + 1
     return found
+
+
+def maker(node: Any) -> Any:
+    """The operation that made a value, behind those that only hand it on: NNCF puts its quantizers before them."""
+    while node.get_type_name() in MOVES:
+        node = node.input_value(0).get_node()
+    return node
 
 
 def _quantized_weight(node: Any) -> bool:

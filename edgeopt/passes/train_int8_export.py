@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from edgeopt.passes.train_int8 import TrainInt8
 
 # The exported model rounds where the trained one does, and at shortcuts besides: below this SQNR it is another model.
-_LEAST_DB, _CHECKED = 15.0, 4
+_LEAST_DB, _MOST_DB, _CHECKED = 15.0, 150.0, 4
 
 
 def exported(module: nn.Module, options: TrainInt8, model: Artifact, ctx: Context) -> ModelProto:
@@ -76,21 +77,30 @@ def _runner(proto: ModelProto) -> Any:
 
 
 def _agreement(proto: ModelProto, module: nn.Module, record: torch_format.Record, ctx: Context) -> float:
-    """SQNR in dB between the trained module and its export on calibration samples."""
+    """SQNR in dB between the trained module and its export on calibration samples: that of the worst real-valued output."""
     import numpy as np
 
-    run, signal, noise = _runner(proto), 0.0, 0.0
+    run = _runner(proto)
+    powers: dict[str, Any] = {}
     for feeds, _ in islice(ctx.data["calibrate"].batches(1), _CHECKED):
         wanted = torch_format.arrays(
             torch_format.run(module, [torch_format.tensor(feeds[spec.name]) for spec in record.inputs], record.outputs)
         )
         for name, one in run(feeds).items():
-            exact = wanted[name].astype(np.float64)
-            signal, noise = signal + float((exact**2).sum()), noise + float(((exact - one) ** 2).sum())
-    found = 150.0 if noise == 0 else -150.0 if signal == 0 or not np.isfinite(noise) else min(150.0, 10 * float(np.log10(signal / noise)))
+            if wanted[name].dtype.kind == "f":
+                exact = wanted[name].astype(np.float64)
+                powers[name] = powers.get(name, 0) + np.array([(exact**2).sum(), ((exact - one) ** 2).sum()])
+    whole = sum(float(signal) for signal, _ in powers.values())  # an output of zeros is held against all
+    found = min((_decibels(float(signal) or whole, float(noise)) for signal, noise in powers.values()), default=_MOST_DB)
     if found < _LEAST_DB:
         raise StepError(
             f"the exported model agrees with the trained one to {found:.1f} dB SQNR only",
             remedy="keep the layers that it breaks under `keep`, or leave train-int8 out",
         )
     return round(found, 2)
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return _MOST_DB
+    return min(_MOST_DB, 10 * math.log10(signal / noise)) if signal and math.isfinite(noise) else -_MOST_DB

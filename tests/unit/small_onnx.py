@@ -65,6 +65,23 @@ def cnn(opset=17, constants=False, size=("H", "W"), batch="N"):
     return model(nodes, [value("x", [batch, 3, *size])], [value("y", [batch, 5])], weights, opset)
 
 
+def pooled(opset=17):
+    """A convolution, its largest values, another convolution, and a linear layer on the last row of them."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("MaxPool", ["r1"], ["m"], name="largest", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["m", "w2", "b2"], ["c2"], name="conv2", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c2"], ["r2"], name="relu2"),
+        helper.make_node("Gather", ["r2", "last"], ["row"], name="row", axis=2),
+        helper.make_node("Flatten", ["row"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], name="head", transB=1),
+    ]
+    stored = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (8, 8, 3, 3), "b2": (8,), "w3": (5, 32), "b3": (5,)}
+    weights = [weight(name, *shape, seed=i) for i, (name, shape) in enumerate(stored.items())]
+    return model(nodes, [value("x", ["N", 3, 8, 8])], [value("y", ["N", 5])], [*weights, scalar_int("last", -1)], opset)
+
+
 def branches(opset=17):
     """A linear layer, then an If whose branches hold weights of their own."""
     then = helper.make_graph([helper.make_node("MatMul", ["h", "tw"], ["to"])], "then", [], [value("to", ["N", 4])], [weight("tw", 8, 4)])

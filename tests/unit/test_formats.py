@@ -11,8 +11,9 @@ import onnx
 import pytest
 import small_onnx as small
 from google.protobuf.message import EncodeError
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.core import machine
 from edgeopt.core.artifact import Artifact, TensorSpec
 from edgeopt.core.errors import StepError, UsageError, from_exception
 from edgeopt.core.protocols import Context
@@ -199,3 +200,28 @@ def test_openvino_and_nncf_come_without_telemetry():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("openvino.tools.ovc.telemetry_stub None")
+
+
+@pytest.mark.parametrize("lacks", ["this CPU has no VNNI", ""])
+def test_weights_of_quantized_products_fit_a_cpu_without_vnni(tmp_path, monkeypatch, lacks):
+    """A perceptron's products of 8 bits overflowed there: 44 dB became 9."""
+    numbers = np.random.default_rng(0)
+    scales = {"s": np.float32(1 / 127), "z": np.int8(0), "w_s": np.float32(0.01), "w": numbers.choice([-127, 127], (64, 8)).astype(np.int8)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "w_s", "z"], ["v"]),
+        helper.make_node("MatMul", ["d", "v"], ["y"]),
+    ]
+    stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in scales.items()]
+    made = artifact(tmp_path, small.model(nodes, [small.value("x", ["N", 64])], [small.value("y", ["N", 8])], stored))
+    (tmp_path / "converted").mkdir()
+    if lacks:
+        monkeypatch.setattr(machine, "lacks_vnni", lambda: lacks)
+    path = ConvertOpenvino().run(made, Context(folder=tmp_path / "converted", target={"arch": "x86_64"}))
+    feeds = {"x": numbers.uniform(0, 1, (16, 64)).astype(np.float32)}
+    wanted, found = Onnx().runner(made.path)(feeds)["y"], Openvino().runner(path)(feeds)["y"]
+    assert 10 * np.log10((wanted**2).sum() / ((wanted - found) ** 2).sum()) > 30
+    told = ConvertOpenvino().here({"arch": "x86_64"})
+    assert told == (lacks or machine.lacks_vnni())
+    assert ConvertOpenvino().here({"arch": "aarch64"}) == ""

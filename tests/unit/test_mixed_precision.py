@@ -16,6 +16,7 @@ from edgeopt.formats.onnx import Onnx
 from edgeopt.formats.openvino import Openvino
 from edgeopt.passes.mixed_precision import MixedPrecision
 from edgeopt.passes.mixed_precision_mix import Mix, Unit
+from edgeopt.passes.quantize_int8_openvino import quantized_layers
 from edgeopt.passes.quantize_int8_samples import Calibration
 from edgeopt.scores.agreement import Agreement
 from edgeopt.scores.sqnr import Sqnr
@@ -77,8 +78,8 @@ def feeds_of(made, count=6):
 @pytest.mark.parametrize("target", [X86, OPENVINO, TENSORRT], ids=["onnxruntime", "openvino", "tensorrt"])
 @pytest.mark.parametrize(
     "model",
-    [small.mlp, small.cnn, lambda: small.cnn(constants=True), alike, small.attention, small.recurrent],
-    ids=["mlp", "cnn", "constants", "alike", "attention", "lstm"],
+    [small.mlp, small.cnn, lambda: small.cnn(constants=True), small.pooled, alike, small.attention, small.recurrent],
+    ids=["mlp", "cnn", "constants", "pooled", "alike", "attention", "lstm"],
 )
 def test_gates_tell_what_the_real_model_loses(tmp_path, model, target):
     found, made = engine(tmp_path, model(), target)
@@ -89,6 +90,18 @@ def test_gates_tell_what_the_real_model_loses(tmp_path, model, target):
     told = power(found.alone(Unit("all", tuple(found.layers), ())), exact, feeds)
     assert 10 * abs(np.log10(told / real)) < 0.7, (told, real)
     found.close()
+
+
+@pytest.mark.parametrize("target", [X86, OPENVINO, TENSORRT], ids=["onnxruntime", "openvino", "tensorrt"])
+def test_layers_behind_what_only_hands_values_on_are_units(tmp_path, target):
+    """NNCF puts the quantizer before the MaxPool and the Gather."""
+    found, _ = engine(tmp_path, small.pooled(), target)
+    assert len(found.layers) == 3
+    found.close()
+    if target is OPENVINO:
+        every = found.build(Mix("f32", frozenset(unit.name for unit in found.units)))
+        told = quantized_layers(every)
+        assert (told["Convolution"], told["MatMul"]) == (2, 1)
 
 
 @pytest.mark.parametrize(

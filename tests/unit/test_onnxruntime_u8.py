@@ -10,12 +10,13 @@ import small_onnx as small
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.backends.onnxruntime import Onnxruntime
-from edgeopt.backends.onnxruntime_u8 import narrow, retype
+from edgeopt.backends.onnxruntime_u8 import retype, round_biases
 from edgeopt.core import machine
 from edgeopt.core.artifact import Artifact
 from edgeopt.core.protocols import Context
 from edgeopt.formats import saturation
 from edgeopt.formats.onnx import Onnx
+from edgeopt.formats.onnx_narrow import narrow
 
 
 def pair(name, scale, zero=0, kind=np.int8, **attributes):
@@ -184,3 +185,39 @@ def test_tables_that_are_looked_up_keep_8_bits():
     stored = [numpy_helper.from_array(np.full((4, 4), 127, np.int8), "t_i"), numpy_helper.from_array(np.float32(0.1), "t_s")]
     proto = small.model(nodes, [small.value("x", [2], small.INT64)], [small.value("y", [2, 4])], stored)
     assert narrow(proto.graph) == 0
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.002), np.linspace(0.001, 0.004, 5, dtype=np.float32)], ids=["one", "each"])
+def test_a_layer_whose_result_stays_float_computes_in_8_bits_too(tmp_path, scale):
+    """onnxruntime wants a bias of 32-bit integers for that (1.32), TensorRT a float one: it is rounded here, and no earlier."""
+    numbers = np.random.default_rng(0)
+    pairs, stored = pair("x", 0.03)
+    stored = [
+        *stored,
+        numpy_helper.from_array(numbers.integers(-63, 64, (5, 6)).astype(np.int8), "w_i"),
+        numpy_helper.from_array(np.asarray(scale), "w_s"),
+        numpy_helper.from_array(np.zeros(np.shape(scale), np.int8), "w_z"),
+        numpy_helper.from_array(numbers.normal(size=5).astype(np.float32), "b"),
+    ]
+    nodes = [
+        *pairs,
+        helper.make_node("DequantizeLinear", ["w_i", "w_s", "w_z"], ["w"], **({"axis": 0} if np.ndim(scale) else {})),
+        helper.make_node("Gemm", ["x_q", "w", "b"], ["y"], transB=1),
+    ]
+    before = small.model(nodes, [small.value("x", ["N", 6])], [small.value("y", ["N", 5])], stored)
+    files = tmp_path / "at-rest" / "files"
+    files.mkdir(parents=True)
+    model = Artifact(tmp_path / "at-rest", "onnx", small.write(before, files).name, "", "", 0, Onnx().signature(files / "model.onnx"))
+    (tmp_path / "out").mkdir()
+    path = Onnxruntime().compile(model, Context(tmp_path / "out", target={"arch": "x86_64", "int8": "any", "options": {}}))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    session = onnxruntime.InferenceSession(str(path), options)
+    assert [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node] == ["QuantizeLinear", "QGemm"]
+    x = numbers.uniform(-4, 4, (3, 6)).astype(np.float32)
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], run(before, {"x": x})[0], atol=0.03 * 0.004)
+    assert round_biases(onnx.load(path).graph) == 0
+    far = onnx.ModelProto()
+    far.CopyFrom(before)
+    next(one for one in far.graph.initializer if one.name == "b").CopyFrom(numpy_helper.from_array(np.full(5, 1e6, np.float32), "b"))
+    assert round_biases(far.graph) == 0

@@ -221,14 +221,15 @@ def test_only_data_and_doors_that_the_options_use_are_in_the_key():
     assert (PruneChannels(steps=2).doors(), PruneChannels(latency=0.5).doors()) == (("reference",), ("machine",))
 
 
-def images(count, label=True):
+def images(count, label="class"):
     numbers = np.random.default_rng(0)
     for _ in range(count):
         image = numbers.random((1, 12, 12), dtype=np.float32)
-        yield Sample({"image": image}, int(image.sum()) % 10 if label else None)
+        labels = {"class": int(image.sum()) % 10, "boxes": np.ones((3, 5), np.float32), "none": None}
+        yield Sample({"image": image}, labels[label])
 
 
-@pytest.mark.parametrize("label", [True, False])
+@pytest.mark.parametrize("label", ["class", "boxes", "none"])
 def test_taylor_removes_the_channels_that_the_loss_does_not_feel(base, tmp_path, label):
     """Large weights that nothing reads mislead magnitude, and not the gradient."""
     artifact = small.imported(base, tmp_path / "whole")
@@ -244,15 +245,18 @@ def test_taylor_removes_the_channels_that_the_loss_does_not_feel(base, tmp_path,
     (tmp_path / "loud" / "files").mkdir(parents=True)
     artifact = small.at_rest(torch_format.save(module, tmp_path / "loud" / "files", artifact.path))
 
+    notes = {}
+
     def kept(importance):
         data = {"train": Split("train", lambda: images(64, label), artifact.signature)}
-        ctx = small.context(tmp_path / importance, base, data=data)
+        ctx = small.context(tmp_path / importance, base, notes, data=data)
         made = PruneChannels(ratios={"left": 0.5}, importance=importance).run(artifact, ctx)
         left = torch_format.load(made).left[0].weight
         return sum(any(torch.equal(row, one) for one in loud) for row in left)
 
     assert kept("magnitude") == 16
     assert kept("taylor") <= 2
+    assert ("do not fit" in notes.get("ranked_without_labels", "")) == (label == "boxes")
 
 
 @pytest.mark.parametrize("count", [0, 7])

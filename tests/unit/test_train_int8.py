@@ -14,11 +14,12 @@ from onnx import TensorProto, numpy_helper
 
 from edgeopt.backends import tensorrt_check
 from edgeopt.core import registry
-from edgeopt.core.artifact import Artifact
+from edgeopt.core.artifact import Artifact, TensorSpec
 from edgeopt.core.errors import StepError, UsageError
 from edgeopt.core.protocols import Context, Sample, Split
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import torch as torch_format
+from edgeopt.passes import export_onnx
 from edgeopt.stages.children import Child
 
 pytest.importorskip("modelopt.torch.quantization", reason="nvidia-modelopt is not installed")
@@ -279,3 +280,31 @@ def test_the_digits_network_keeps_its_accuracy_in_int8_on_both_runtimes(tmp_path
             assert child.ask("facts")[0]["precision"]["int8"] >= 9, name
         assert (found.argmax(1) == labels).mean() >= plain - 0.01, name
     assert [one for one in tensorrt_check.read(path, RTX) if one.level == "error"] == []
+
+
+def test_the_worst_output_says_whether_the_export_is_what_was_trained(base, tmp_path):
+    """A large output that agrees must not hide a small one that does not; indices are no noise."""
+    from edgeopt.passes.train_int8_export import _agreement
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.large, self.small = torch.nn.Linear(4, 8), torch.nn.Linear(4, 2)
+
+        def forward(self, x):
+            small = self.small(x)
+            return 1000 * self.large(x), small, small.argmax(dim=1)
+
+    torch.manual_seed(0)
+    module = Two().eval()
+    inputs = (TensorSpec("x", "float32", ("N", 4)),)
+    names = ("large", "small", "which")
+    signature = torch_format.describe(module, inputs, names)
+    proto = export_onnx.traced(module, signature, names)
+    record = torch_format.Record("", {}, inputs, names)
+    ctx = Context(tmp_path, data={"calibrate": Split("calibrate", lambda: samples(signature, 4, 0), signature)})
+    assert _agreement(proto, module, record, ctx) > 100
+    with torch.no_grad():
+        module.small.weight.mul_(-1)
+    with pytest.raises(StepError, match=r"agrees with the trained one to -\d"):
+        _agreement(proto, module, record, ctx)
