@@ -273,6 +273,7 @@ def prepare(proto: ModelProto, folder: Path, model: Artifact, kept: list[str], c
             quant_pre_process(str(source), str(target), skip_optimization=skip_optimization, skip_symbolic_shape=True)
             made = onnx_format.load(target)
             if onnx_format.signature_of(made) == model.signature and {node.name for node in made.graph.node}.issuperset(kept):
+                part_biases(made.graph)
                 flatten_biases(made.graph)
                 _rename_shapes(made.graph)
                 onnx_format.save(made, target)
@@ -281,8 +282,21 @@ def prepare(proto: ModelProto, folder: Path, model: Artifact, kept: list[str], c
         except Exception:  # noqa: BLE001  (inference and optimizer fail on some models, in their own ways)
             continue
     ctx.note("warning", "the model could not be prepared for quantization: layers without known shapes stay float")
+    part_biases(proto.graph)
     flatten_biases(proto.graph)
     return onnx_format.save(proto, source)
+
+
+def part_biases(graph: GraphProto) -> None:
+    """Give each layer a bias of its own: onnxruntime calls copies of a shared one by names that others may have (1.32)."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2]
+    readers = Counter(node.input[2] for node in layers)
+    for node in layers:
+        if readers[node.input[2]] > 1 and node.input[2] in stored:
+            own = graph.initializer.add()
+            own.CopyFrom(stored[node.input[2]])
+            own.name = node.input[2] = f"{own.name}_of_{node.name}"
 
 
 def flatten_biases(graph: GraphProto) -> None:

@@ -518,6 +518,17 @@ def test_a_relu_that_a_branch_reads_stays(tmp_path):
     assert notes["quantized_layers"]["MatMul"] == 2 and decibels(made, path) > 30
 
 
+def test_a_bias_that_layers_share_is_not_copied_over_another_tensor(tmp_path):
+    """onnxruntime calls the copy of bias `b` `b0` or `b2`, as a model of Keras calls a result."""
+    made = [helper.make_node("Conv", ["x", "k1", "b"], ["b0"], name="first"), helper.make_node("Neg", ["b0"], ["b1"])]
+    made += [helper.make_node("Conv", ["b1", "k2", "b"], ["b2"], name="second"), helper.make_node("Neg", ["b2"], ["y"])]
+    weights = [small.weight("k1", 4, 3, 1, 1), small.weight("k2", 4, 4, 1, 1, seed=1), small.weight("b", 4, seed=2)]
+    shared = small.model(made, [small.value("x", ["N", 3, 6, 6])], [small.value("y", ["N", 4, 6, 6])], weights)
+    imports = imported(tmp_path, shared)
+    path, notes = quantize(tmp_path, imports, X86)
+    assert notes["quantized_layers"]["Conv"] == 2 and decibels(imports, path) > 30
+
+
 def test_recurrent_layers_stay_float_in_openvino(tmp_path):
     made = in_openvino(tmp_path, imported(tmp_path, gru()))
     path, notes = quantize(tmp_path, made, OPENVINO)
