@@ -30,6 +30,7 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 _SLOW_LAST = (
     "test_families.py",
+    "test_families_trained.py",
     "test_readme.py",
     "test_page.py",
     "test_walk.py",

@@ -3,7 +3,8 @@
 One file per model. `get(NAME)` makes it once and keeps it in a cache: `$EDGEOPT_ZOO_CACHE`, else
 `edgeopt-zoo` below the XDG cache folder. A folder there holds `model.onnx` (open batch axis, open time or
 size where that is natural), `calibrate.npz`, `tune.npz` and `evaluate.npz` (arrays named like the inputs,
-first axis samples, `labels`; no sample in two of them) and `about.json`. Nothing is downloaded.
+first axis samples, `labels`; no sample in two of them) and `about.json`; where the model was made in torch, its
+`weights.safetensors` and `torch.json`; where it may be trained further, `train.npz`. Nothing is downloaded.
 
 A file of the zoo has PACKAGES (distributions that decide the result), READS (other files that do), SCORES
 (as a recipe has them, the one to judge by first), LABELLED and `make(folder)`.
@@ -28,6 +29,7 @@ from tests.zoo import writing
 
 NAMES = ("mlp", "mnist_cnn", "efficientnet_lite0", "detector", "lstm", "gru", "minilm", "gpt", "magika")
 SPLITS = ("calibrate", "tune", "evaluate")
+TRAINABLE = ("mlp", "mnist_cnn", "detector", "lstm", "gru", "minilm", "gpt")  # those with `train.npz`
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,17 @@ class Model:
         """How many labelled samples judge it."""
         return self.about["samples"]["evaluate"] if self.about["labelled"] else 0
 
+    @property
+    def torch(self) -> dict[str, Any]:
+        """The recipe's `model` for what was trained, before any export."""
+        given = json.loads((self.folder / "torch.json").read_text())
+        place = {"factory": str(writing.ROOT / given["factory"]), "weights": str(self.folder / "weights.safetensors")}
+        return {"torch": {**given, **place}}
+
     def data(self, **samples: int) -> dict[str, Any]:
-        """The recipe's `data`, each split cut to so many samples."""
-        return {split: {"npz": str(self.folder / f"{split}.npz"), "samples": samples.get(split)} for split in SPLITS}
+        """The recipe's `data`, each split cut to so many samples; `train` is there only if it is named."""
+        splits = dict.fromkeys((*SPLITS, *samples))
+        return {split: {"npz": str(self.folder / f"{split}.npz"), "samples": samples.get(split)} for split in splits}
 
     def recipe(self, **fields: Any) -> dict[str, Any]:
         """A recipe for this model; `fields` are its other top-level keys, or replace those given here."""

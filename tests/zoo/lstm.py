@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.zoo import recurrent
 
 PACKAGES = ("aeon",)
-READS = (Path(recurrent.__file__),)
+READS = (Path(recurrent.__file__), recurrent.NETWORK)
 SCORES = ["top1", "agreement", "sqnr"]
 LABELLED = True  # 300 samples: too few to prove a drop of one point
 

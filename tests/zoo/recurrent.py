@@ -6,12 +6,12 @@ The series (Kudo, Toyama and Shimbo, 1999; UCI, CC BY 4.0) lie in the package ae
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tests.zoo import writing
 
+NETWORK = writing.ROOT / "tests/zoo/networks/recurrent.py"
 WIDTH, EPOCHS, BATCH, RATE = 128, 40, 32, 3e-3
 CALIBRATE, TUNE = 70, 70
 
@@ -28,30 +28,13 @@ def series(part: str) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(rows, np.float32).transpose(0, 2, 1)[order], np.asarray(labels)[order]
 
 
-def network(kind: str) -> Any:
-    import torch
-    from torch import nn
-
-    class Net(nn.Module):
-        """Series [N, T, 12] to logits [N, 9]."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.memory = getattr(nn, kind)(12, WIDTH, num_layers=2, batch_first=True)
-            self.head = nn.Linear(WIDTH, 9)
-
-        def forward(self, series: torch.Tensor) -> torch.Tensor:
-            return self.head(self.memory(series)[0][:, -1])
-
-    return Net()
-
-
 def make(kind: str, folder: Path) -> None:
     import torch
     from torch.nn import functional
 
     given, answers = series("TRAIN")
-    net = network(kind)
+    arguments = {"kind": kind, "features": 12, "width": WIDTH, "classes": 9}
+    net = writing.network(NETWORK, arguments)
     steps, speakers = torch.from_numpy(given[CALIBRATE:]), torch.from_numpy(answers[CALIBRATE:])
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.02)
     for _ in range(EPOCHS):
@@ -62,8 +45,10 @@ def make(kind: str, folder: Path) -> None:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
-    writing.export(net, folder, {"series": ("float32", ("N", "T", 12))}, {"logits": ("float32", ("N", 9))})
+    ports = {"series": ("float32", ("N", "T", 12))}, {"logits": ("float32", ("N", 9))}
+    writing.export(net, folder, *ports, NETWORK, arguments)
     unseen, truth = series("TEST")
+    writing.split(folder, "train", {"series": given[CALIBRATE:]}, answers[CALIBRATE:])
     writing.split(folder, "calibrate", {"series": given[:CALIBRATE]}, answers[:CALIBRATE])
     writing.split(folder, "tune", {"series": unseen[:TUNE]}, truth[:TUNE])
     writing.split(folder, "evaluate", {"series": unseen[TUNE:]}, truth[TUNE:])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.core import registry
+from edgeopt.core import registry, usercode
 from edgeopt.core.artifact import Signature, TensorSpec
 from edgeopt.core.protocols import Context
 
@@ -51,15 +51,34 @@ def recipe_module(recipe: str, name: str) -> Any:
     return module
 
 
-def export(module: Any, folder: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-    """`model.onnx` by edgeopt's own exporter. Inputs and outputs: name → (dtype, shape with names for open axes)."""
+def network(file: Path, arguments: Mapping[str, Any] | None = None) -> Any:
+    """What the function `build` of a file of networks returns."""
+    return usercode.load(f"{file}:build", ROOT)(**(arguments or {}))
+
+
+def export(
+    module: Any, folder: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any], file: Path, arguments: Mapping[str, Any] | None = None
+) -> None:
+    """`model.onnx` by edgeopt's own exporter; `weights.safetensors`, and `torch.json` with the rest of a recipe's `model: {torch: …}`.
+
+    Inputs and outputs: name → (dtype, shape with names for open axes). `file` and `arguments` are those of `network`.
+    """
     import onnx
+    from safetensors.torch import save_model
 
     from edgeopt.passes import export_onnx
 
     signature = Signature(*(tuple(TensorSpec(name, *spec) for name, spec in ports.items()) for ports in (inputs, outputs)))
     proto = export_onnx.export(module.eval(), signature, list(outputs), Context(folder=folder))
     onnx.save(proto, folder / "model.onnx")
+    save_model(module, str(folder / "weights.safetensors"))
+    given = {
+        "factory": f"{file.relative_to(ROOT).as_posix()}:build",
+        "arguments": arguments or {},
+        "inputs": {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in inputs.items()},
+        "outputs": list(outputs),
+    }
+    (folder / "torch.json").write_text(json.dumps(given, indent=1) + "\n")
 
 
 def split(folder: Path, name: str, inputs: Mapping[str, Any], labels: Any = None) -> None:
