@@ -38,11 +38,11 @@ class Case(NamedTuple):
 
 CASES = {
     "mlp": Case("top1", 0.5, 0.85, 0.97, 2),
-    "mnist_cnn": Case("top1", 0.6, 0.93, 0.96, 9),
-    "detector": Case("sqnr", 0.6, 9, 20, 13, "distill-mse", samples=160),
+    "mnist_cnn": Case("top1", 0.6, 0.85, 0.96, 9, samples=240),
+    "detector": Case("sqnr", 0.6, 6.5, 20, 13, "distill-mse", samples=64, epochs=(2, 1)),
     "lstm": Case("top1", 0.5, 0.88, 0.86, 1),
     "gru": Case("top1", 0.5, 0.92, 0.92, 1),
-    "gpt": Case("perplexity", 0.7, 8, 8, 8, samples=96),
+    "gpt": Case("perplexity", 0.7, 8, 8, 8, samples=48, epochs=(2, 1)),
 }
 
 
