@@ -13,6 +13,7 @@ from edgeopt.formats import onnx as onnx_format
 from edgeopt.passes import quantize_int8_nncf as engine
 from edgeopt.passes import quantize_int8_onnx as by_onnxruntime
 from edgeopt.passes.quantize_int8_nncf import Settings
+from edgeopt.passes.quantize_int8_onnx_prepare import prepare
 from edgeopt.passes.quantize_int8_samples import Calibration
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def quantize(model: Artifact, options: QuantizeInt8, ctx: Context) -> Path:
     kept = onnx_format.matching(options.keep, {node.name: node.op_type for node in proto.graph.node})
     with tempfile.TemporaryDirectory() as scratch:
         with by_onnxruntime.quiet():
-            prepared = by_onnxruntime.prepare(proto, Path(scratch), model, kept, ctx)
+            prepared = prepare(proto, Path(scratch), model, kept, ctx)
         readable = onnx_format.load(prepared)
         settle_casts(readable.graph)
         separate_biases(readable.graph)

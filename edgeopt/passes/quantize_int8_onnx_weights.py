@@ -8,10 +8,8 @@ from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import saturation
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import GraphProto, NodeProto
 
-    Array = np.ndarray[Any, Any]
     Overrides = dict[str, list[dict[str, Any]]]
 
 
@@ -32,7 +30,7 @@ def unsaturated(graph: GraphProto, per_channel: bool) -> Overrides:
     found: Overrides = {}
     for tensor in graph.initializer:
         places = {saturation.place(node, tensor.name, tensor.dims) for node in read.get(tensor.name, [])}
-        if len(places) != 1 or (place := places.pop()) is None:
+        if len(places) != 1 or (place := places.pop()) is None or 0 in tensor.dims:
             continue
         channel, axes = place
         limits = saturation.by_channel(numpy_helper.to_array(tensor), channel, axes).ravel()

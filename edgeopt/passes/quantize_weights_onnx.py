@@ -13,7 +13,7 @@ from edgeopt.core.artifact import Artifact
 from edgeopt.core.errors import StepError
 from edgeopt.core.protocols import Context
 from edgeopt.formats import onnx as onnx_format
-from edgeopt.passes.quantize_int8_onnx import lift_constants
+from edgeopt.passes.quantize_int8_onnx_prepare import lift_constants
 from edgeopt.passes.quantize_weights_openvino import note
 
 if TYPE_CHECKING:

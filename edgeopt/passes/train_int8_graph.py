@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.formats import onnx as onnx_format
-from edgeopt.passes.quantize_int8_onnx import lift_constants
+from edgeopt.passes.quantize_int8_onnx_prepare import lift_constants
 
 if TYPE_CHECKING:
     import numpy as np

@@ -27,7 +27,8 @@ from edgeopt.passes.cast_fp16 import CastFp16
 from edgeopt.passes.convert_openvino import ConvertOpenvino
 from edgeopt.passes.import_onnx import ImportOnnx
 from edgeopt.passes.quantize_int8 import QuantizeInt8
-from edgeopt.passes.quantize_int8_onnx import _rename_shapes, flavour_of, quantized_layers, refuse_unsigned
+from edgeopt.passes.quantize_int8_onnx import flavour_of, quantized_layers, refuse_unsigned
+from edgeopt.passes.quantize_int8_onnx_prepare import rename_shapes
 from edgeopt.passes.quantize_int8_openvino import kinds, named, operations
 from edgeopt.passes.quantize_int8_ranges import _least_squares, find_ranges
 from edgeopt.passes.quantize_int8_samples import Calibration
@@ -725,6 +726,6 @@ def test_shapes_that_onnxruntime_named_are_renamed_in_bodies_too():
     proto = small.model(nodes, inputs, [small.value("y", [2, 4])], [small.ints("gemm_input_shape", 2, 4)])
     feeds = {"x": np.arange(8, dtype=np.float32), "flag": np.array(True)}
     wanted = onnx_format.runner_of(proto.SerializeToString())(feeds)
-    _rename_shapes(proto.graph)
+    rename_shapes(proto.graph)
     assert [tensor.name for tensor in proto.graph.initializer] == ["prepared_gemm_input_shape"]
     np.testing.assert_array_equal(onnx_format.runner_of(proto.SerializeToString())(feeds)["y"], wanted["y"])
