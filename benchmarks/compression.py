@@ -56,7 +56,7 @@ VARIANTS: dict[str, list[Any]] = {
     "bf16": ["execute-bf16"],
     "int8": ["simplify", "quantize-int8"],
     "int8-bf16": ["simplify", "quantize-int8", "execute-bf16"],
-    "mixed": [{"mixed-precision": {"budget": "BUDGET"}}],
+    "mixed": ["simplify", {"mixed-precision": {"budget": "BUDGET"}}],
 }
 # Where a peer's file runs: the runtime, and how the rest that is float executes.
 ANYWHERE = (("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "bf16"))

@@ -49,7 +49,7 @@ class MixedPrecision(
     budget: Budget = Field(
         default=Budget(score="sqnr", min=25.0), description="what it may cost: {score: top1, max_drop: 0.01}, or {score: sqnr, min: 25}"
     )
-    seconds: float = Field(default=120.0, gt=0, description="how long the search may take, calibration apart")
+    seconds: float = Field(default=90.0, gt=0, description="how long the search may take, calibration apart")
     mix: Decided | None = Field(
         default=None, description="taken without a search, as a report's history tells it under `mix`: {rest: bf16, int8: [conv1, head*]}"
     )

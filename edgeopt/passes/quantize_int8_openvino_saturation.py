@@ -70,6 +70,8 @@ def _factor(layer: Any, index: int, weights: Array, shape: tuple[int, ...]) -> A
     """By how much a layer wants the range of its weights wider, to be multiplied by limits of this shape."""
     import numpy as np
 
+    if layer.get_type_name() == "Gather":  # rows of a table are looked up, and nothing is added
+        return np.ones(shape)
     axes = _summed(layer, weights.shape) if index == 1 else None
     shared = tuple(axis for axis, size in enumerate((1,) * (weights.ndim - len(shape)) + shape) if size == 1)
     if axes is None or not set(axes) <= set(shared):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -13,7 +14,7 @@ from edgeopt.core.artifact import Artifact, Signature
 from edgeopt.core.errors import StepError, UsageError, did_you_mean
 from edgeopt.core.protocols import Context, Pass
 from edgeopt.formats import onnx as onnx_format
-from edgeopt.passes import simplify_batch_norm
+from edgeopt.passes import simplify_batch_norm, simplify_gelu, simplify_graph, simplify_moves, simplify_rows
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 class Simplify(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxslim")):
     """Fold constants and batch normalizations, drop what nothing reads and fuse known patterns; inputs and open axes stay.
 
-    By onnxslim, and by own rules for normalizations beside matrix products. With `outputs`, all that only the
-    others need goes too; inputs stay, so that the same samples fit. The variants of a target are then scored on
-    the outputs that all of them give.
+    By onnxslim, and by own rules for what exporters of TensorFlow and JAX write out: products with one-hot codes
+    become look-ups, GELU becomes the operator (or the spelling that runtimes fuse), what is done to each row of a
+    table is done to the table, and convolutions along one axis lie along the last, with their bias. Put it before
+    `quantize-int8` and `mixed-precision`, and behind `fix-shapes`. With `outputs`, all that only the others need
+    goes too; inputs stay, so that the same samples fit. The variants of a target are then scored on the outputs
+    that all of them give.
     """
 
     extra: ClassVar[str] = "onnxruntime"
@@ -49,8 +53,30 @@ class Simplify(Pass, accepts=("onnx",), produces="onnx", needs=("onnx", "onnxsli
         slim = slimmed(proto)
         if folded := simplify_batch_norm.fold(slim):
             ctx.note("batch_norms_folded", folded)
+        for note, count in rewritten(slim).items():
+            ctx.note(note, count)
         ctx.note("nodes", [before, len(slim.graph.node)])
         return onnx_format.save(slim, ctx.folder / onnx_format.MAIN)
+
+
+# What is rewritten, in this order, and how a report calls it.
+_RULES = {
+    "products_looked_up": simplify_rows.look_up,
+    "convolutions_turned": simplify_moves.wide_convolutions,
+    "biases_folded": simplify_moves.biases,
+    "gelus_rewritten": simplify_gelu.rewrite,
+    "tables_folded": simplify_rows.fold,
+}
+
+
+def rewritten(model: ModelProto) -> dict[str, int]:
+    """Apply every rule to the model, in place, bodies included; how often each did something."""
+    found: Counter[str] = Counter()
+    for graph in simplify_graph.rewritings(model):
+        for note, rule in _RULES.items():
+            found[note] += rule(graph)
+    onnx_format.name_nodes(model)
+    return {note: count for note, count in found.items() if count}
 
 
 def slimmed(proto: ModelProto) -> ModelProto:

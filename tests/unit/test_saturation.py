@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from test_quantize_int8 import OPENVINO, X86, imported, in_openvino
 
 from edgeopt.core.protocols import Context, Sample, Split
+from edgeopt.formats import openvino as openvino_format
 from edgeopt.formats import saturation
 from edgeopt.formats.onnx import Onnx
 from edgeopt.formats.openvino import Openvino
@@ -89,3 +90,23 @@ def test_layers_at_full_range_do_not_saturate_on_this_cpu(tmp_path, kind, target
     else:  # as it is measured and shipped: with the kernels of 8 bits
         got = onnxruntime.InferenceSession(path).run(["y"], feeds)[0]
     assert 10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum()) > 43
+
+
+def test_rows_that_are_looked_up_keep_8_bits_in_openvino(tmp_path):
+    """Nothing is added up there: all of a table's range is for its numbers. ONNX Runtime leaves tables in float."""
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["rows"], name="rows"),
+        helper.make_node("Tanh", ["rows"], ["h"], name="bent"),
+        helper.make_node("MatMul", ["h", "w"], ["y"], name="layer"),
+    ]
+    stored = [small.weight("table", 50, 16), small.weight("w", 16, 8, seed=1)]
+    proto = small.model(nodes, [small.value("x", ["N", 5], small.INT64)], [small.value("y", ["N", 5, 8])], stored)
+    made = in_openvino(tmp_path, imported(tmp_path, proto))
+    numbers = np.random.default_rng(3).integers(0, 50, (40, 5))
+    split = Split("calibrate", lambda: (Sample({"x": one}) for one in numbers), made.signature)
+    (tmp_path / "result").mkdir()
+    context = Context(tmp_path / "result", data={"calibrate": split}, target=OPENVINO)
+    path = QuantizeInt8(calibration="minmax", model_type="plain", reduce_range=True).run(made, context)
+    constants = [one.data for one in openvino_format.load(path).get_ordered_ops() if one.get_type_name() == "Constant"]
+    [table] = [one for one in constants if one.shape == (50, 16)]
+    assert table.dtype.itemsize == 1 and np.abs(table.astype(int)).max() > 120
