@@ -12,6 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.formats import onnx as onnx_format
+from edgeopt.passes.simplify_graph import attribute
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,12 +63,12 @@ class _Graph:
         """Factor and shift of each channel, float64 [channels]; None where they are not stored or not finite."""
         import numpy as np
 
-        if any(node.output[1:]) or _attribute(node, "training_mode", 0) or any(name not in self.stored for name in node.input[1:]):
+        if any(node.output[1:]) or attribute(node, "training_mode", 0) or any(name not in self.stored for name in node.input[1:]):
             return None
         self.dtype = self.stored[node.input[1]].dtype
         scale, bias, mean, variance = (self.stored[name].astype(np.float64) for name in node.input[1:])
         with np.errstate(all="ignore"):
-            factor = scale / np.sqrt(variance + _attribute(node, "epsilon", 1e-5))
+            factor = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
             shift = bias - factor * mean
         return (factor, shift) if np.isfinite(factor).all() and np.isfinite(shift).all() else None
 
@@ -103,7 +104,7 @@ class _Graph:
             return self._into_convolution(node, layer, factor, shift)
         weight = self._weight(layer)
         bias = self._bias(layer, weight.shape[1]) if weight is not None else None
-        if weight is None or bias is None or weight.shape[0] != len(factor) or _attribute(layer, "transA", 0):
+        if weight is None or bias is None or weight.shape[0] != len(factor) or attribute(layer, "transA", 0):
             return False
         if layer.op_type == "MatMul" and node.input[0] not in self.rows:
             return False
@@ -113,7 +114,7 @@ class _Graph:
         after = next((one for one in self.graph.node if layer.output[0] in one.input), None)
         row = self._row_of(after, len(extra)) if self.reads[layer.output[0]] == 1 else None
         if layer.op_type == "Gemm":
-            self._set_bias(layer, bias + extra * _attribute(layer, "alpha", 1.0))
+            self._set_bias(layer, bias + extra * attribute(layer, "alpha", 1.0))
         elif after is not None and row is not None:
             self._store(after, row, self.stored[after.input[row]].reshape(-1) + extra)
         else:
@@ -128,10 +129,10 @@ class _Graph:
 
         weight, biased = self.stored.get(layer.input[1]), any(layer.input[2:])
         bias = self.stored.get(layer.input[2]) if biased else np.zeros(1)
-        padded = any(_attribute(layer, "pads", [])) or _attribute(layer, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+        padded = any(attribute(layer, "pads", [])) or attribute(layer, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
         if weight is None or bias is None or padded or weight.dtype != self.dtype:
             return False
-        groups = _attribute(layer, "group", 1)
+        groups = attribute(layer, "group", 1)
         apart = weight.astype(np.float64).reshape(groups, -1, *weight.shape[1:])  # [groups, outputs, inputs, kernel…]
         each = (groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
         extra = (apart * shift.reshape(each)).reshape(weight.shape[0], -1).sum(axis=1)
@@ -150,7 +151,7 @@ class _Graph:
         weight = self.stored.get(layer.input[1]) if layer is not None and layer.op_type in ("Gemm", "MatMul") else None
         if layer is None or weight is None or weight.ndim != 2 or weight.dtype != self.dtype:
             return None
-        return (weight.T if _attribute(layer, "transB", 0) else weight).astype("float64")
+        return (weight.T if attribute(layer, "transB", 0) else weight).astype("float64")
 
     def _bias(self, layer: NodeProto | None, width: int) -> Array | None:
         """What a Gemm adds, float64 [outputs], 0 where it adds nothing; None where that is no stored row."""
@@ -159,7 +160,7 @@ class _Graph:
         if layer is None or not any(layer.input[2:]):
             return np.zeros(width)
         row = self._row(layer.input[2], width)
-        return None if row is None else row * _attribute(layer, "beta", 1.0)
+        return None if row is None else row * attribute(layer, "beta", 1.0)
 
     def _row(self, name: str, width: int) -> Array | None:
         """A stored tensor that is added alike to every row of `width` numbers, float64 [width]."""
@@ -177,13 +178,13 @@ class _Graph:
         return next((index for index, name in enumerate(node.input) if self._row(name, width) is not None), None)
 
     def _set_weight(self, layer: NodeProto, weight: Array) -> None:
-        self._store(layer, 1, weight.T if _attribute(layer, "transB", 0) else weight)
+        self._store(layer, 1, weight.T if attribute(layer, "transB", 0) else weight)
 
     def _set_bias(self, layer: NodeProto, bias: Array) -> None:
         if any(layer.input[2:]) or bias.any():
             self._store(layer, 2, bias)
-            for attribute in [one for one in layer.attribute if one.name == "beta"]:
-                layer.attribute.remove(attribute)
+            for beta in [one for one in layer.attribute if one.name == "beta"]:
+                layer.attribute.remove(beta)
 
     def _make_addition(self, node: NodeProto, source: str, shift: Array) -> None:
         node.op_type = "Add"
@@ -200,9 +201,3 @@ class _Graph:
         node.input.insert(index, name)
         self.stored[name] = value.astype(self.dtype)
         self.graph.initializer.append(numpy_helper.from_array(self.stored[name], name))
-
-
-def _attribute(node: NodeProto, name: str, default: Any) -> Any:
-    from onnx import helper
-
-    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)

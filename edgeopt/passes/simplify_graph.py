@@ -56,7 +56,7 @@ class Rewriting:
 
     def scalar(self, name: str) -> float | None:
         """The number in a stored tensor of one element."""
-        value = self.stored(name) if name in self.constants else None
+        value = self.stored(name)
         return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
 
     def rank(self, name: str) -> int | None:
@@ -111,8 +111,11 @@ class Rewriting:
         self.index()
 
 
-def rewritings(model: ModelProto) -> list[Rewriting]:
-    """Every graph of a model, bodies too, with the shapes and element types that inference finds; outer ones first."""
+def rewritings(model: ModelProto) -> Iterator[Rewriting]:
+    """Every graph of a model with the shapes and element types that inference finds; bodies before the graphs around them.
+
+    To put a graph in order copies its nodes, and so their bodies: what is done to a body later would be done to the old one.
+    """
     import onnx
 
     known = model if onnx_format.too_large(model) else onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -127,7 +130,8 @@ def rewritings(model: ModelProto) -> list[Rewriting]:
     every = list(onnx_format.graphs(model.graph))  # bodies may not use a name of the graphs around them anew
     taken = {name for graph in every for node in graph.node for name in (node.name, *node.input, *node.output)}
     taken |= {tensor.name for graph in every for tensor in graph.initializer} | shapes.keys()
-    return [Rewriting(graph, onnx_format.opset(model), shapes, kinds, taken) for graph in every]
+    for graph in reversed(every):
+        yield Rewriting(graph, onnx_format.opset(model), shapes, kinds, taken)
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:

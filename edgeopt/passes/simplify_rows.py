@@ -33,15 +33,16 @@ def look_up(graph: Rewriting) -> int:
 def _look_up(graph: Rewriting, node: NodeProto) -> bool:
     import numpy as np
 
-    table, code = graph.stored(node.input[1]), graph.maker(node.input[0], "Cast", "OneHot")
+    code = graph.maker(node.input[0], "Cast", "OneHot")
     while code is not None and code.op_type == "Cast":
         code = graph.maker(code.input[0], "Cast", "OneHot", "Equal")
+    table = graph.stored(node.input[1]) if code is not None else None
     if code is None or table is None or table.ndim != 2 or graph.only_reader(node.input[1]) is not node:
         return False
-    found = _compared(graph, code, len(table)) if code.op_type == "Equal" else _one_hot(graph, code, len(table))
-    if found is None:
+    backwards = code.op_type == "OneHot"
+    indices = (_one_hot if backwards else _compared)(graph, code, len(table))
+    if indices is None:
         return False
-    indices, backwards = found
     # A number that is no row of the table has a code of zeros; OneHot counts negative ones from the end.
     nothing = np.zeros_like(table[:1])
     rows = np.concatenate([nothing, *([table] if backwards else []), table, nothing])
@@ -53,14 +54,14 @@ def _look_up(graph: Rewriting, node: NodeProto) -> bool:
 
     first = graph.add("Add", [indices, number(1 + backwards * len(table))], f"{node.name}_first")
     row = graph.add("Clip", [first, number(0), number(len(rows) - 1)], f"{node.name}_row")
-    if code.op_type == "Equal":
+    if not backwards:
         row = graph.add("Squeeze", [row, graph.store(np.array([-1]), f"{node.name}_axis")], f"{node.name}_rows")
     graph.add("Gather", [graph.store(rows, f"{node.name}_table"), row], f"{node.name}_look_up", result, axis=0)
     graph.finish()
     return True
 
 
-def _compared(graph: Rewriting, node: NodeProto, length: int) -> tuple[str, bool] | None:
+def _compared(graph: Rewriting, node: NodeProto, length: int) -> str | None:
     """The integers [..., 1] that an Equal compares with 0 to length - 1, which stand along the last axis."""
     import numpy as np
 
@@ -69,11 +70,11 @@ def _compared(graph: Rewriting, node: NodeProto, length: int) -> tuple[str, bool
         if numbers is None or not shape or numbers.size != length or numbers.ndim > len(shape) or numbers.shape[-1:] != (length,):
             continue
         if np.array_equal(numbers.reshape(-1), np.arange(length)) and graph.kinds.get(indices) in _INTEGERS and shape[-1] == 1:
-            return indices, False
+            return str(indices)
     return None
 
 
-def _one_hot(graph: Rewriting, node: NodeProto, length: int) -> tuple[str, bool] | None:
+def _one_hot(graph: Rewriting, node: NodeProto, length: int) -> str | None:
     """The integers that a OneHot of zeros and ones encodes along a new last axis."""
     import numpy as np
 
@@ -81,7 +82,7 @@ def _one_hot(graph: Rewriting, node: NodeProto, length: int) -> tuple[str, bool]
     last = rank is not None and attribute(node, "axis", -1) in (-1, rank)
     if not last or values is None or not np.array_equal(values, [0, 1]) or graph.scalar(node.input[1]) != length:
         return None
-    return (node.input[0], True) if graph.kinds.get(node.input[0]) in _INTEGERS else None
+    return node.input[0] if graph.kinds.get(node.input[0]) in _INTEGERS else None
 
 
 def fold(graph: Rewriting) -> int:
@@ -95,7 +96,7 @@ def _fold(graph: Rewriting, gather: NodeProto) -> bool:
         return False
     if graph.only_reader(gather.input[0]) is not gather or graph.rank(gather.output[0]) is None:
         return False
-    computed, last = {gather.output[0]: table}, gather
+    computed = {gather.output[0]: table}
     for node in graph.graph.node:  # in order: what is read was computed before
         made = _computed(graph, node, computed, graph.rank(gather.output[0]) or 0) if computed.keys() & set(node.input) else None
         if made is not None:
@@ -103,8 +104,7 @@ def _fold(graph: Rewriting, gather: NodeProto) -> bool:
     wanted = [name for name in computed if name in graph.given or any(one.output[0] not in computed for one in graph.readers[name])]
     if len(wanted) != 1 or wanted[0] == gather.output[0]:
         return False
-    last = graph.makers[wanted[0]]
-    graph.remove(last)
+    graph.remove(graph.makers[wanted[0]])
     rows = graph.store(computed[wanted[0]], f"{gather.name}_table")
     graph.add("Gather", [rows, gather.input[1]], f"{gather.name}_rows", wanted[0], axis=0)
     graph.finish()

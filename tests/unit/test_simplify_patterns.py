@@ -257,6 +257,25 @@ def test_a_body_is_rewritten_too() -> None:
     assert outcome(proto, {"x": REALS, "yes": np.array(True)}, 1e-4)[0] == {"gelus_rewritten": 1}
 
 
+def test_a_body_and_what_is_around_it_are_both_rewritten() -> None:
+    nodes, stored = written(SPELLINGS["erf, multiplied"])
+    outer, _ = written(SPELLINGS["erf, multiplied"])
+    for one in outer:
+        one.name = f"outer_{one.name}"
+        one.input[:] = [name if name in NUMBERS or name == "x" else f"{name}_out" for name in one.input]
+        one.output[:] = [f"{name}_out" for name in one.output]
+    other = helper.make_graph([node("Neg", "x", "z")], "other", [], [small.value("z", ["N", 4, 5])])
+    for one in nodes:
+        one.input[:] = [f"{name}_in" if name in NUMBERS else name for name in one.input]
+    inner = [numpy_helper.from_array(numpy_helper.to_array(one), f"{one.name}_in") for one in stored]
+    body = helper.make_graph(nodes, "body", [], [small.value("y", ["N", 4, 5])], inner)
+    choice = helper.make_node("If", ["yes"], ["chosen"], name="choice", then_branch=body, else_branch=other)
+    inputs = [small.value("x", ["N", 4, 5]), small.value("yes", [], small.BOOL)]
+    proto = small.model([*outer, choice, node("Sub", "y_out", "chosen", "out")], inputs, [small.value("out", ["N", 4, 5])], stored, 20)
+    assert outcome(proto, {"x": REALS, "yes": np.array(True)}, 1e-4)[0] == {"gelus_rewritten": 2}
+    assert [one.op_type for one in onnx_format.nodes(proto)].count("Gelu") == 2
+
+
 # Tables.
 ROW = small.weight("row", 4, seed=7)
 
