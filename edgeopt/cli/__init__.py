@@ -24,7 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = call(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:  # in the moments before and after the one place that catches
         code = 130
+    _forget_interrupt()
     sys.exit(code)
+
+
+def _forget_interrupt() -> None:
+    """Python ends by SIGINT instead of an exit code once an interrupt has left an `exec` of a string, caught since or not.
+
+    Namedtuples and dataclasses are made by such, so an import may be where Ctrl-C arrives. Each `exec` starts anew.
+    """
+    exec("")
 
 
 def call(arguments: Sequence[str]) -> int:

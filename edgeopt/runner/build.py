@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
         print(build(Path(arguments[0])))
     except KeyboardInterrupt as cancelled:
         print("cancelled: the engine in use is the one that was", file=sys.stderr)
+        exec("")  # Python ends by SIGINT, not this code, after an interrupt within an `exec` of a string, unless another follows
         return EXIT_TERMINATED if isinstance(cancelled, Terminated) else EXIT_INTERRUPTED
     except Exception as error:
         problem = _problem(error, arguments[0])
