@@ -335,12 +335,12 @@ def test_a_stopped_command_says_so_in_one_line(folder: Path, store: Path, sent: 
 
 def test_ctrl_c_in_code_made_of_a_string_exits_with_130_too() -> None:
     """Python remembers such an interrupt, caught or not, and would end by SIGINT; namedtuples are made by an `exec`."""
-    code = '''
+    code = """
 import edgeopt.cli
 from edgeopt.cli.commands import COMMANDS
 COMMANDS.invoke = lambda context: exec("raise KeyboardInterrupt")
 edgeopt.cli.main(["doctor"])
-'''
+"""
     shown = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert shown.returncode == 130
     assert shown.stderr.startswith("cancelled\n")
