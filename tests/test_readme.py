@@ -72,13 +72,13 @@ def test_mnist_cnn_walks_the_torch_path(tmp_path: Path, shared_store: Path) -> N
     shutil.copytree(ROOT / "recipes/mnist-cnn", tmp_path / "mnist-cnn")
     shipped = (ROOT / "recipes/mnist-cnn.yaml").read_text()
     assert "seconds: 20}" in shipped and "epochs: 8" in shipped
-    less = shipped.replace("seconds: 20}", "seconds: 5}").replace("epochs: 8", "epochs: 4")
-    (tmp_path / "mnist-cnn.yaml").write_text(less + "\nmeasure: {budget_s: 2}\n")
+    less = shipped.replace("seconds: 20}", "seconds: 3}").replace("epochs: 8", "epochs: 2")
+    (tmp_path / "mnist-cnn.yaml").write_text(less + "\nmeasure: {budget_s: 1}\n")
     report = edgeopt.run(tmp_path / "mnist-cnn.yaml", tmp_path / "out", store=Store(shared_store))
     rows = {(row.variant, row.target): row for row in report.rows}
     assert [row.variant for row in report.rows if row.status == "failed"] == []
     fp32, pruned = rows["fp32", "x86-openvino"], rows["pruned-int8", "x86-openvino"]
     assert fp32.artifact and pruned.artifact and pruned.artifact.size_bytes < fp32.artifact.size_bytes / 2
-    assert pruned.scores["top1"].drop is not None and pruned.scores["top1"].drop < 0.015
+    assert pruned.scores["top1"].drop is not None and pruned.scores["top1"].drop < 0.03
     assert rows["bf16", "x86-onnxruntime"].status == "unavailable"
     assert report.picked("x86-openvino") is not None

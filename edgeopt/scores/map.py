@@ -72,7 +72,7 @@ class Map(Score):
         found = []
         for kind in np.flatnonzero(wanted_of):
             here = slice(starts[kind], starts[kind + 1])
-            found.append(_average_precision(right[:, here], left_out[:, here], float(wanted_of[kind])))
+            found.append(_average_precision(right[:, here], left_out[:, here], int(wanted_of[kind])))
         return float(np.mean(found)) if found else math.nan
 
     @property
@@ -156,17 +156,15 @@ class Map(Score):
         return powers
 
 
-def _average_precision(right: Any, left_out: Any, wanted: float) -> float:
+def _average_precision(right: Any, left_out: Any, wanted: int) -> float:
     """Precision at 101 recalls, each the best at that recall or beyond, averaged over recalls and overlaps."""
     import numpy as np
 
     hits, misses = np.cumsum(right, axis=1), np.cumsum(~right & ~left_out, axis=1)
     precision = hits / np.maximum(hits + misses, 1)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = hits / wanted
-    wished = np.linspace(0, 1, RECALLS)
-    total = 0.0
-    for levels, heights in zip(recall, best, strict=True):
-        places = np.searchsorted(levels, wished, side="left")
-        total += float(heights[places[places < len(heights)]].sum())
-    return total / (RECALLS * len(right))
+    # How many hits each of the recalls takes, and so how many recalls each hit is the first to reach.
+    needed = np.searchsorted(np.arange(wanted + 1) / wanted, np.linspace(0, 1, RECALLS), side="left")
+    reached = np.bincount(needed, minlength=wanted + 1)
+    total = (best * right * reached[np.minimum(hits, wanted)]).sum() + reached[0] * best[:, :1].sum()
+    return float(total) / (RECALLS * len(right))

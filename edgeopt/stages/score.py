@@ -21,6 +21,8 @@ from edgeopt.stages import statistics, survey
 from edgeopt.stages.children import Child
 from edgeopt.stages.stand_in import Plain
 
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
 # A process runs this many batches, or this many bytes of samples, before the next one's turn.
 CHUNK, CHUNK_BYTES = 64, 64_000_000
 
@@ -95,14 +97,7 @@ def score(
     }
     np.savez_compressed(folder / "scores.npz", **arrays)
     return {
-        "scores": statistics.holm(
-            {
-                variant: _summary(scores, values, variant, plan.reference, plan.seed, errors)
-                for variant in artifacts
-                if variant not in errors
-            },
-            plan.reference,
-        ),
+        "scores": statistics.holm(_summaries(scores, arrays, [one for one in artifacts if one not in errors], plan), plan.reference),
         "errors": {variant: error.to_json() for variant, error in errors.items()},
         "samples": seen,
     }
@@ -193,28 +188,26 @@ def _judge(
                 ) from None
 
 
-def _summary(
-    scores: dict[str, Score],
-    values: dict[str, dict[str, list[Any]]],
-    variant: str,
-    reference: str,
-    seed: int,
-    errors: dict[str, EdgeoptError],
-) -> dict[str, Any]:
-    row = {}
+def _summaries(scores: dict[str, Score], values: dict[str, Array], variants: list[str], plan: Plan) -> dict[str, dict[str, Any]]:
+    """What the `values` of `variant/label` come to, by variant; each score's reference is resampled once for all."""
+    rows: dict[str, dict[str, Any]] = {variant: {} for variant in variants}
     for label, made in scores.items():
-        if not values[variant][label]:
-            continue
-        own = np.asarray(values[variant][label], dtype=np.float64)
-        base = values.get(reference, {}).get(label) if reference not in errors else None
-        other = np.asarray(base, dtype=np.float64) if base else None
-        figures = statistics.score(own, other, made.finish, made.higher_is_better, made.binary, seed)
-        if variant == reference:
-            figures["drop_ci95"] = (0.0, 0.0)  # held against itself, nothing is in doubt
-        if math.isnan(figures["value"]):
-            raise UsageError(
-                f"score '{label}' cannot be told from the {len(own)} evaluation samples",
-                remedy="check their labels: all may be of one class, or there is nothing to find",
-            )
-        row[label] = ScoreValue(samples=len(own), unit=made.unit, higher_is_better=made.higher_is_better, **figures).model_dump()
-    return row
+        base = values.get(f"{plan.reference}/{label}")
+        drawn = None if base is None or made.binary or not len(base) else statistics.resampled(base, made.finish, plan.seed)
+        for variant, row in rows.items():
+            own = values[f"{variant}/{label}"]
+            if len(own):
+                row[label] = _summary(label, made, own, base, plan.seed, drawn)
+    return rows
+
+
+def _summary(label: str, made: Score, own: Array, base: Array | None, seed: int, drawn: Array | None) -> dict[str, Any]:
+    figures = statistics.score(own, base, made.finish, made.higher_is_better, made.binary, seed, drawn)
+    if own is base:
+        figures["drop_ci95"] = (0.0, 0.0)  # held against itself, nothing is in doubt
+    if math.isnan(figures["value"]):
+        raise UsageError(
+            f"score '{label}' cannot be told from the {len(own)} evaluation samples",
+            remedy="check their labels: all may be of one class, or there is nothing to find",
+        )
+    return ScoreValue(samples=len(own), unit=made.unit, higher_is_better=made.higher_is_better, **figures).model_dump()

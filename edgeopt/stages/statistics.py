@@ -122,13 +122,26 @@ def speedup(apart: list[Array], noise: float) -> Speedup:
 
 
 def score(
-    own: Array, reference: Array | None, finish: Callable[[Array], float], higher_is_better: bool, binary: bool, seed: int
+    own: Array,
+    reference: Array | None,
+    finish: Callable[[Array], float],
+    higher_is_better: bool,
+    binary: bool,
+    seed: int,
+    drawn: Array | None = None,
 ) -> dict[str, Any]:
-    """A score's value with interval, and its drop against the reference on the same samples."""
+    """A score's value with interval, and its drop against the reference on the same samples.
+
+    Right/wrong values have Wilson's interval, all others a percentile bootstrap, paired for the drop: both are read
+    off the same resamples. `drawn`: the reference's, where they are `resampled` already.
+    """
     value = float(finish(own))
+    if drawn is None and reference is not None and not binary:
+        drawn = resampled(reference, finish, seed)
+    draws = np.empty(0) if binary else drawn if own is reference and drawn is not None else resampled(own, finish, seed)
     result: dict[str, Any] = {
         "value": value,
-        "ci95": _interval(own, finish, binary, seed),
+        "ci95": _wilson(own) if binary else _middle(draws),
         "drop": None,
         "drop_ci95": None,
         "changed": None,
@@ -143,22 +156,28 @@ def score(
     if binary:
         result["drop_ci95"], result["p_value"] = _paired_binary(reference, own)
     else:
-        result["drop_ci95"] = _paired_bootstrap(own, reference, finish, sign, seed)
+        assert drawn is not None
+        with np.errstate(invalid="ignore"):  # infinity less infinity is no figure
+            result["drop_ci95"] = _middle(sign * (drawn - draws))
     return result
 
 
-def _interval(own: Array, finish: Callable[[Array], float], binary: bool, seed: int) -> Interval | None:
-    """Wilson's interval for right/wrong values, otherwise a percentile bootstrap."""
+def resampled(values: Array, finish: Callable[[Array], float], seed: int) -> Array:
+    """The score over RESAMPLES draws of the samples with replacement, the same for all arrays of one length and seed (one: empty)."""
+    rng, count = np.random.default_rng(seed), len(values)
+    if count < 2:
+        return np.empty(0)
+    return np.array([finish(values[rng.integers(0, count, count)]) for _ in range(RESAMPLES)], dtype=np.float64)
+
+
+def _wilson(own: Array) -> Interval | None:
+    """Wilson's interval of a share."""
     if len(own) < 2:
         return None
-    if binary:
-        n, share, z = len(own), float(own.mean()), 1.959964
-        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return float(max(0.0, centre - half)), float(min(1.0, centre + half))
-    rng = np.random.default_rng(seed)
-    draws = [float(finish(own[rng.integers(0, len(own), len(own))])) for _ in range(RESAMPLES)]
-    return _middle(draws)
+    n, share, z = len(own), float(own.mean()), 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
 def _paired_binary(reference: Array, own: Array) -> tuple[Interval, float]:
@@ -173,21 +192,10 @@ def _paired_binary(reference: Array, own: Array) -> tuple[Interval, float]:
     return (float(difference - half), float(difference + half)), p
 
 
-def _paired_bootstrap(own: Array, reference: Array, finish: Callable[[Array], float], sign: float, seed: int) -> Interval | None:
-    if len(own) < 2:
-        return None
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(RESAMPLES):
-        picked = rng.integers(0, len(own), len(own))
-        draws.append(sign * (float(finish(reference[picked])) - float(finish(own[picked]))))
-    return _middle(draws)
-
-
-def _middle(draws: list[float]) -> Interval | None:
+def _middle(draws: Array) -> Interval | None:
     """The middle 95 % of the resamples that tell a score at all (one may lack a class)."""
-    known = [draw for draw in draws if not np.isnan(draw)]
-    return (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known else None
+    known = draws[~np.isnan(draws)]
+    return (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if len(known) else None
 
 
 def holm(scores: dict[str, dict[str, Any]], reference: str) -> dict[str, dict[str, Any]]:
