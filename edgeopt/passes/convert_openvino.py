@@ -14,6 +14,7 @@ from edgeopt.core.errors import StepError
 from edgeopt.core.protocols import Context, Pass
 from edgeopt.formats import onnx as onnx_format
 from edgeopt.formats import openvino as openvino_format
+from edgeopt.formats import openvino_masks
 from edgeopt.formats.onnx_narrow import narrow
 
 # Another runtime rounds in another way, and a saturated output amplifies that: a text detector's reaches 43 dB on images without
@@ -52,6 +53,7 @@ class ConvertOpenvino(
             ) from error
         # Later steps match layers by name, and every call of this makes new ones: it happens here, and only here.
         apply_moc_transformations(converted, cf=True)
+        openvino_masks.through_i32(converted)
         for kind, ports in (("inputs", converted.inputs), ("outputs", converted.outputs)):
             wanted = [spec.name for spec in getattr(model.signature, kind)]
             if len(ports) != len(wanted) or any(name not in port.get_names() for name, port in zip(wanted, ports, strict=True)):

@@ -419,8 +419,8 @@ def test_progress_is_told(tmp_path):
     assert told[-1][:2] == (32, 32)
 
 
-def masked_attention(folder, stored):
-    """torch's own attention as it is exported: where the mask is false, minus infinity is added to the scores."""
+def masked_attention(folder, stored, least=None):
+    """torch's own attention as it is exported: where the mask is false, minus infinity is added to the scores, or by hand `least`."""
     import torch
 
     class Attention(torch.nn.Module):
@@ -433,7 +433,10 @@ def masked_attention(folder, stored):
             q, k, v = (one.reshape(-1, 6, 2, 8).transpose(1, 2) for one in self.qkv(x).chunk(3, dim=-1))
             positive = torch.cat([torch.ones_like(x[:, :1, 0], dtype=torch.bool), x[:, 1:, 0] > 0], dim=1)
             mask = self.causal if stored else positive[:, None, None, :]
-            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            if least is None:
+                mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            else:
+                mixed = (q @ k.transpose(-1, -2) / 8**0.5 + (1 - mask.float()) * least).softmax(-1) @ v
             return self.out(mixed.transpose(1, 2).reshape(-1, 6, 16))
 
     torch.manual_seed(0)
@@ -449,6 +452,14 @@ def test_a_mask_of_infinity_leaves_only_what_it_touches_in_float(tmp_path, store
     path, notes = quantize(tmp_path, made, X86, model_type="plain", calibration=calibration)
     assert [name for name in notes["kept_without_range"] if "Add" in name]
     assert notes["quantized_layers"]["MatMul"] == 4 and decibels(made, path) > 15
+
+
+@pytest.mark.parametrize("least", [-1e4, -1e9, float(np.finfo(np.float32).min)])
+def test_large_numbers_added_to_masked_scores_do_not_round_the_others_away(tmp_path, least):
+    """OpenVINO took the mask for 8-bit numbers to dequantize, and moved the -1e9 in front of the addition: 16 dB."""
+    made = prepared(tmp_path, masked_attention(tmp_path, False, least), OPENVINO)
+    path, _ = quantize(tmp_path, made, OPENVINO, **PLAIN)
+    assert decibels(made, path) > 30
 
 
 def rows_that_are_chosen(least):
