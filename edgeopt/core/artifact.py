@@ -37,11 +37,22 @@ class Signature:
 
     @property
     def batch_symbol(self) -> str | None:
-        """The name of the batch axis: that of the first input's first axis when it may vary."""
-        for spec in self.inputs:
-            if spec.shape and isinstance(spec.shape[0], str) and spec.batch in (None, 0):
-                return spec.shape[0]
-        return None
+        """The name of the batch axis: that of the first input's first axis when it may vary, and counts samples."""
+        first = next((spec for spec in self._open if spec.batch in (None, 0)), None)
+        return None if first is None or (first.batch is None and self._is_one_sample(first)) else str(first.shape[0])
+
+    @property
+    def _open(self) -> list[TensorSpec]:
+        """The inputs whose first axis may vary."""
+        return [spec for spec in self.inputs if spec.shape and isinstance(spec.shape[0], str)]
+
+    def _is_one_sample(self, spec: TensorSpec) -> bool:
+        """Whether the first axis is time or the like: a waveform [L], or what has results of one size for any length of it."""
+        if len(self.inputs) == len(spec.shape) == 1 and spec.dtype.startswith("float"):
+            return True
+        results = [one.shape for one in self.outputs]
+        counts = [shape[:1] in ((), (1,)) or any(isinstance(size, str) for size in shape) for shape in results]
+        return bool(results) and not any(counts)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -55,6 +66,8 @@ class Signature:
         told = [spec.shape[spec.batch] for spec in self.inputs if spec.batch is not None and spec.batch >= 0]
         if any(spec.batch is not None for spec in self.inputs):
             return next((one for one in told if isinstance(one, int)), 1)
+        if self._open:
+            return 1
         tensors = [spec.shape for spec in self.inputs if len(spec.shape) > 1]
         size = tensors[0][0] if tensors else 1
         results = [spec.shape for spec in self.outputs if spec.shape]
@@ -75,6 +88,8 @@ class Signature:
             return 0 if spec.shape and isinstance(spec.shape[0], str) and spec.shape[0] not in others else None
         if spec.batch is not None:
             return spec.batch if spec.batch >= 0 else None
+        if self._open:
+            return None  # it is no batch, see above
         begins = spec.shape[0] if spec.shape else None
         return 0 if begins == self.fixed_batch or (len(spec.shape) > 1 and isinstance(begins, str)) else None
 

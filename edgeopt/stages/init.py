@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core import registry, target
+from edgeopt.core.artifact import Signature
 from edgeopt.core.errors import EdgeoptError, Place, UsageError, did_you_mean
 from edgeopt.core.model import KINDS
 from edgeopt.stages.anatomy import UNNAMED
@@ -97,8 +98,7 @@ class _Data:
 
     def __init__(self, signature: dict[str, Any]) -> None:
         self.inputs: list[dict[str, Any]] = signature.get("inputs", [])
-        first = self.inputs[0]["shape"] if self.inputs else []
-        batch = first[0] if first and isinstance(first[0], str) else None
+        batch = Signature.from_json({"outputs": [], **signature, "inputs": self.inputs}).batch_symbol
         self.open = sorted(
             {axis for spec in self.inputs for axis in spec["shape"] if isinstance(axis, str) and axis not in (batch, UNNAMED)}
         )
@@ -107,7 +107,8 @@ class _Data:
     def lines(self) -> list[str]:
         names = ", ".join(spec["name"] for spec in self.inputs) or "like the inputs"
         pictures = {axis for spec in self.inputs if len(spec["shape"]) == 4 for axis in spec["shape"]}
-        sizes = ", ".join(f"{_scalar(axis)}: {224 if axis in pictures else 16}" for axis in self.open)
+        waves = {spec["shape"][0] for spec in self.inputs if len(spec["shape"]) == 1 and "float" in (spec["dtype"] or "")}
+        sizes = ", ".join(f"{_scalar(axis)}: {224 if axis in pictures else 16000 if axis in waves else 16}" for axis in self.open)
         extra = f", sizes: {{{sizes}}}" if sizes else ""
         note = ["  # `sizes` fixes the axes that may vary, but for the batch: give those that the model is used at."] if self.open else []
         note += ["  # Whole numbers are 0 or 1; `high: 1000` draws them below 1000, as large as the vocabulary."] if self.whole else []

@@ -209,7 +209,7 @@ def _onnx_layer(node: NodeProto, known: dict[str, list[int]]) -> Layer | None:
     if len(node.input) <= max(first, second) or not node.output:
         return None
     data, weight, result = (known.get(name) for name in (node.input[first], node.input[second], node.output[0]))
-    if not data or not weight or not result or 0 in (*data, *weight, *result):
+    if not data or not weight or not result or min(*data, *weight, *result) < 1:
         return None
     weights = math.prod(weight)
     if kind == "recurrent":

@@ -107,6 +107,48 @@ def test_every_box_is_judged_and_one_score_that_cannot_be_had_fails_its_own_row(
     assert "→ choose an output of one shape" in (int8.reason or "")
 
 
+def heard(result: tuple[int | str, ...]) -> onnx.ModelProto:
+    """A net on a waveform [L] as it comes, of any length: features in time, or their mean."""
+    made = [
+        helper.make_node("Unsqueeze", ["wave", "ahead"], ["x"]),
+        helper.make_node("Conv", ["x", "w"], ["c"], name="layer", strides=[4]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("ReduceMean", ["r"], ["m"], axes=[0, 2] if len(result) == 1 else [0], keepdims=0),
+    ]
+    made.append(helper.make_node("Identity" if len(result) == 1 else "Transpose", ["m"], ["y"]))
+    weights = [small.weight("w", 5, 1, 9), small.ints("ahead", 0, 1)]
+    return small.model(made, [small.value("wave", ["L"])], [small.value("y", result)], weights)
+
+
+@pytest.mark.parametrize("result", [(5,), ("frames", 5)])
+def test_a_waveform_of_any_length_is_one_sample(tmp_path: Path, own_store: Path, result: tuple[int | str, ...]) -> None:
+    path = written(tmp_path, heard(result), "sqnr", wave=np.random.default_rng(3).standard_normal((70, 400)).astype(np.float32))
+    report = edgeopt.run(path, tmp_path / "out")
+    for row in report.rows:
+        assert row.status == "measured", row.reason
+        assert row.scores["sqnr"].samples == 30 and row.scores["sqnr"].value > 25
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "symbol"),
+    [
+        (("L",), (5,), None),
+        (("T", 8), (5,), None),
+        (("T", 8), (1, 5), "T"),  # exporters note the size that they traced
+        (("T", 8), (), "T"),
+        (("N", 8), ("N", 5), "N"),
+        (("N", 8), ("unk__1", 5), "N"),
+    ],
+)
+def test_an_axis_that_no_result_has_counts_no_samples(
+    inputs: tuple[int | str, ...], output: tuple[int | str, ...], symbol: str | None
+) -> None:
+    found = signature(output, inputs=inputs)
+    assert found.batch_symbol == symbol
+    assert found.fixed_batch == (None if symbol else 1)
+    assert found.batch_axis(found.inputs[0]) == (0 if symbol else None)
+
+
 def test_a_detector_is_quantized_whatever_number_of_boxes_it_gives(tmp_path: Path) -> None:
     made = imported(tmp_path, detector("N"))
     path, notes = quantize(tmp_path, made, X86)

@@ -104,12 +104,17 @@ def test_shapes_that_do_not_fit_are_refused(shape: tuple[int | str, ...], array:
         (("N", 3), (3,), (3,)),
         (("N", 3), (1, 3), (3,)),
         ((1, 3), (1, 3), (3,)),
-        (("N",), (), ()),
+        (("L",), (7,), (7,)),
         (("N", "T", 2), (7, 2), (7, 2)),
     ],
 )
 def test_one_sample_may_bring_a_batch_axis_of_one(shape: tuple[int | str, ...], array: tuple[int, ...], kept: tuple[int, ...]) -> None:
     assert conformed(np.ones(array), signature(x=("float32", shape))).inputs["x"].shape == kept
+
+
+def test_numbers_alone_are_a_sample_s_where_there_are_several() -> None:
+    found = conformed({"x": 1.0, "y": 2.0}, signature(x=("float32", ("N",)), y=("float32", ("N",)))).inputs
+    assert [found[name].shape for name in ("x", "y")] == [(), ()]
 
 
 def test_an_input_without_a_batch_axis_keeps_all_axes() -> None:
