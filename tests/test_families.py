@@ -42,12 +42,12 @@ class Floor(NamedTuple):
 # What kind of model some are is told, which spares minutes of trials.
 FLOORS = {
     "mlp": Floor(0.95, 15, 15),
-    "mnist_cnn": Floor(0.97, 18, 18),
+    "mnist_cnn": Floor(0.97, 18, 18, {"model_type": "plain", "calibration": "minmax"}),
     "detector": Floor(0.55, 22, 15, {"model_type": "plain"}),
     "lstm": Floor(0.90, 35, 35),
-    "gru": Floor(0.90, 35, 35),
+    "gru": Floor(0.90, 35, 35, {"model_type": "plain", "calibration": "minmax"}),
     "minilm": Floor(None, 17, None, {"model_type": "transformer", "calibration": "minmax", "samples": 16}, {8: (29, 31)}),
-    "gpt": Floor(9.0, 35, 35, {"model_type": "transformer"}, {8: (50, 50), 4: (38, 38)}),
+    "gpt": Floor(9.0, 35, 35, {"model_type": "transformer", "calibration": "minmax"}, {8: (50, 50), 4: (38, 38)}),
     "magika": Floor(None, 15, None),
 }
 

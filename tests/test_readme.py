@@ -68,17 +68,33 @@ def test_mnist_mlp_keeps_its_promise(tmp_path: Path, shared_store: Path) -> None
 
 
 def test_mnist_cnn_walks_the_torch_path(tmp_path: Path, shared_store: Path) -> None:
-    """The recipe as it is shipped, but with less time for training, search and sessions: how good and fast it is, is no test's matter."""
+    """The recipe as it is shipped, on a fifth of its digits, with less training and search: how good it is, is no test's matter."""
     shutil.copytree(ROOT / "recipes/mnist-cnn", tmp_path / "mnist-cnn")
-    shipped = (ROOT / "recipes/mnist-cnn.yaml").read_text()
-    assert "seconds: 20}" in shipped and "epochs: 8" in shipped
-    less = shipped.replace("seconds: 20}", "seconds: 3}").replace("epochs: 8", "epochs: 2")
-    (tmp_path / "mnist-cnn.yaml").write_text(less + "\nmeasure: {budget_s: 1}\n")
+    told = "calibration: minmax, model_type: plain"  # in place of trials
+    less = {
+        "seconds: 20}": f"seconds: 3, {told}}}",
+        "epochs: 8": "epochs: 4",
+        "[simplify, quantize-int8]": f"[simplify, {{quantize-int8: {{{told}}}}}]",
+        "    - quantize-int8\n": f"    - quantize-int8: {{{told}}}\n",
+    }
+    _shorten(ROOT / "recipes/mnist-cnn.yaml", tmp_path / "mnist-cnn.yaml", less)
+    fewer = {"(0, 1500)": "(0, 300)", "(1500, 1800)": "(1500, 1600)", "(1800, 2056)": "(1800, 1928)", "(2056, 5000)": "(2056, 2696)"}
+    _shorten(ROOT / "recipes/mnist-cnn/data.py", tmp_path / "mnist-cnn/data.py", fewer)
+    with (tmp_path / "mnist-cnn.yaml").open("a") as file:
+        file.write("\nmeasure: {budget_s: 1}\n")
     report = edgeopt.run(tmp_path / "mnist-cnn.yaml", tmp_path / "out", store=Store(shared_store))
     rows = {(row.variant, row.target): row for row in report.rows}
     assert [row.variant for row in report.rows if row.status == "failed"] == []
     fp32, pruned = rows["fp32", "x86-openvino"], rows["pruned-int8", "x86-openvino"]
     assert fp32.artifact and pruned.artifact and pruned.artifact.size_bytes < fp32.artifact.size_bytes / 2
-    assert pruned.scores["top1"].drop is not None and pruned.scores["top1"].drop < 0.03
+    assert pruned.scores["top1"].drop is not None and pruned.scores["top1"].drop < 0.05
     assert rows["bf16", "x86-onnxruntime"].status == "unavailable"
     assert report.picked("x86-openvino") is not None
+
+
+def _shorten(shipped: Path, copy: Path, changes: dict[str, str]) -> None:
+    text = shipped.read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    copy.write_text(text)

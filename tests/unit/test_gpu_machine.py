@@ -139,7 +139,10 @@ def test_bench_and_layers_name_the_gpu_and_no_threads_of_the_cpu(tmp_path, monke
     gpu(monkeypatch, "A big GPU")
     monkeypatch.setattr(Onnxruntime, "on_gpu", lambda self, target: True)
     path = small.write(small.mlp(), tmp_path)
-    for asked, head in [(["bench"], "model.onnx on A big GPU"), (["inspect", "--profile"], "model.onnx on x86-onnxruntime (onnxruntime ")]:
+    for asked, head in [
+        (["bench", "--seconds", "1"], "model.onnx on A big GPU"),
+        (["inspect", "--profile"], "model.onnx on x86-onnxruntime (onnxruntime "),
+    ]:
         assert call([asked[0], str(path), *asked[1:], "--target", "x86-onnxruntime"]) == 0
         told = "".join(capsys.readouterr().out.split())  # a long path is broken over lines
         assert head.replace(" ", "") in told and "thread" not in told

@@ -122,7 +122,7 @@ def test_a_unit_alone_is_what_the_built_model_of_it_does(tmp_path, target, model
 def test_the_budget_holds(tmp_path, target, least):
     made, notes, executions = prepared(tmp_path, small.cnn(), target), {}, ["f32"]
     ctx = context(tmp_path / "result", made, target, notes, executions=executions)
-    path = MixedPrecision(**PLAIN, budget={"score": "sqnr", "min": least}, seconds=8).run(made, ctx)
+    path = MixedPrecision(**PLAIN, budget={"score": "sqnr", "min": least}, seconds=4).run(made, ctx)
     run = {"onnx": Onnx, "openvino": Openvino}[made.format]()
     exact = run.runner(made.path)
     if executions[-1] == "f32":
@@ -146,7 +146,7 @@ def test_finalists_are_timed_and_the_fastest_is_taken(tmp_path):
 
     executions = []
     ctx = context(tmp_path / "result", made, OPENVINO, notes, measure, executions)
-    MixedPrecision(**PLAIN, budget={"score": "sqnr", "min": 15}, seconds=8).run(made, ctx)
+    MixedPrecision(**PLAIN, budget={"score": "sqnr", "min": 15}, seconds=4).run(made, ctx)
     assert len(seen) > 1 and executions == ["f32"]
     assert notes["int8_layers"].startswith("0 of") and notes["timed_ms"]["all f32"] == 1.0
 
@@ -158,7 +158,7 @@ def test_sums_read_what_layers_read_where_that_is_faster(tmp_path):
         return {name: 1.0 if name.endswith("sums too") else 2.0 for name in candidates}
 
     asked = {**PLAIN, "model_type": "transformer", "budget": {"score": "sqnr", "min": 15}}
-    first = MixedPrecision(**asked, seconds=8).run(made, context(tmp_path / "first", made, OPENVINO, notes, measure))
+    first = MixedPrecision(**asked, seconds=4).run(made, context(tmp_path / "first", made, OPENVINO, notes, measure))
     assert notes["mix"]["sums"] is True and "and their sums" in notes["trials"][-1]
     sums = [one for one in openvino_format.load(first).get_ordered_ops() if one.get_friendly_name() == "add"]
     assert [one.input_value(index).get_node().get_type_name() for one in sums for index in (0, 1)].count("FakeQuantize") == 1
@@ -233,7 +233,7 @@ def test_layers_that_are_kept_are_no_units(tmp_path):
 def test_for_tensorrt_the_rest_is_float16(tmp_path):
     made, notes, executions = prepared(tmp_path, small.cnn(), TENSORRT), {}, []
     ctx = context(tmp_path / "result", made, TENSORRT, notes, executions=executions)
-    path = MixedPrecision(**PLAIN, keep=["head"], budget={"score": "sqnr", "min": 20}, seconds=8).run(made, ctx)
+    path = MixedPrecision(**PLAIN, keep=["head"], budget={"score": "sqnr", "min": 20}, seconds=4).run(made, ctx)
     assert notes["rest"] == "fp16" and not executions
     proto = onnx.load(path)
     head = next(node for node in proto.graph.node if node.op_type == "Gemm")
@@ -249,7 +249,7 @@ def test_a_layer_too_large_for_float16_stays_float32(tmp_path):
         weights[name].CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights[name]) * np.float32(factor), name))
     made, notes = prepared(tmp_path, proto, TENSORRT), {}
     ctx = context(tmp_path / "result", made, TENSORRT, notes)
-    path = MixedPrecision(**PLAIN, keep=["first"], budget={"score": "sqnr", "min": 20}, seconds=8).run(made, ctx)
+    path = MixedPrecision(**PLAIN, keep=["first"], budget={"score": "sqnr", "min": 20}, seconds=4).run(made, ctx)
     assert "first" in notes["kept_float32"] and notes["rest"] == "fp16"
     assert -10 * np.log10(power(Onnx().runner(path), Onnx().runner(made.path), feeds_of(made, 20))) > 20
 
@@ -258,7 +258,7 @@ def test_a_layer_too_large_for_float16_stays_float32(tmp_path):
 def test_a_mix_is_taken_again_without_a_search(tmp_path, target):
     made, notes, again = prepared(tmp_path, small.cnn(), target), {}, {}
     asked = {**PLAIN, "budget": {"score": "sqnr", "min": 32}}
-    first = MixedPrecision(**asked, seconds=8).run(made, context(tmp_path / "first", made, target, notes))
+    first = MixedPrecision(**asked, seconds=4).run(made, context(tmp_path / "first", made, target, notes))
     replayed = MixedPrecision(**asked, mix=notes["mix"])
     assert "measure" not in replayed.doors()
     second = replayed.run(made, context(tmp_path / "second", made, target, again))
