@@ -50,6 +50,8 @@ class Signature:
         """Whether the first axis is time or the like: a waveform [L], or what has results of one size for any length of it."""
         if len(self.inputs) == len(spec.shape) == 1 and spec.dtype.startswith("float"):
             return True
+        if len(spec.shape) > 3:
+            return False  # pictures come in batches, whatever size an exporter has noted for the results
         results = [one.shape for one in self.outputs]
         counts = [shape[:1] in ((), (1,)) or any(isinstance(size, str) for size in shape) for shape in results]
         return bool(results) and not any(counts)

@@ -145,3 +145,11 @@ def runner_of(model: openvino.Model, signature: Signature, execution: str = "f32
         return {name: found[index] for index, name in enumerate(outputs)}
 
     return named
+
+
+def bodies(one: Any) -> list[Any]:
+    """The models inside an operation."""
+    kind = one.get_type_name()
+    if kind == "If":
+        return [one.get_function(0), one.get_function(1)]
+    return [one.get_function()] if kind in ("Loop", "TensorIterator") else []

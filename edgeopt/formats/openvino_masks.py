@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeopt.formats.openvino import bodies
+
 # Beyond it a float32 score that such a number is added to has lost what softmax needs of it.
 _LOUD = 1e5
 _NARROW = ("boolean", "u8", "i8")
@@ -22,13 +24,7 @@ def through_i32(model: Any) -> int:
     found = [one for one in model.get_ordered_ops() if _widens(one) and _loud(one)]
     for one in found:
         one.input(0).replace_source_output(ops.convert(one.input_value(0), "i32").output(0))
-    inner = (
-        one.get_function(index)
-        for one in model.get_ordered_ops()
-        if hasattr(one, "get_internal_subgraphs_size")
-        for index in range(one.get_internal_subgraphs_size())
-    )
-    return len(found) + sum(through_i32(body) for body in inner)
+    return len(found) + sum(through_i32(body) for one in model.get_ordered_ops() for body in bodies(one))
 
 
 def _widens(one: Any) -> bool:
@@ -47,9 +43,9 @@ def _loud(one: Any) -> bool:
     while ahead:
         for target in ahead.pop().output(0).get_target_inputs():
             user = target.get_node()
-            if user.get_type_name() not in (*_SCALES, *_MOVES) or user.get_friendly_name() in seen:
+            if user.get_type_name() not in (*_SCALES, *_MOVES) or user.get_name() in seen:
                 continue
-            seen.add(user.get_friendly_name())
+            seen.add(user.get_name())
             ahead.append(user)
             other = user.input_value(1 - target.get_index()).get_node() if user.get_type_name() in _SCALES else None
             if other is not None and other.get_type_name() == "Constant" and np.abs(other.data).max(initial=0) > _LOUD:

@@ -64,7 +64,7 @@ def quantized(model: Artifact, options: QuantizeInt8, ctx: Context, calibration:
     if quantized_layers(exact) or openvino_format.narrow_weights(exact):
         raise StepError("the model is quantized already", remedy="leave quantize-int8 out, or give the model before quantization")
     nncf = engine.load()
-    attention, found = _has_attention(exact), {operation.get_type_name() for operation in operations(exact)}
+    attention, found = _has_attention(exact), {operation.get_type_name() for operation in exact.get_ordered_ops()}
     recurrent = sorted(found & set(_RECURRENT))
     kept = dict.fromkeys([*named(options.keep, exact), *miscomputed(exact)])
     ignored = nncf.IgnoredScope(names=list(kept), types=recurrent)
@@ -130,8 +130,8 @@ def operations(model: openvino.Model) -> Iterator[Any]:
     """Every operation, those in bodies of If, Loop and TensorIterator included."""
     for operation in model.get_ordered_ops():
         yield operation
-        for index in range(operation.get_internal_subgraphs_size() if hasattr(operation, "get_internal_subgraphs_size") else 0):
-            yield from operations(operation.get_function(index))
+        for body in openvino_format.bodies(operation):
+            yield from operations(body)
 
 
 def quantized_layers(model: openvino.Model) -> dict[str, int]:

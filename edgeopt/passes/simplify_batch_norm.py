@@ -80,7 +80,7 @@ class _Graph:
         weight, bias = self._weight(layer), self._bias(layer, len(factor))
         if layer is None or last is None or weight is None or bias is None or weight.shape[1] != len(factor):
             return False
-        if layer.op_type == "MatMul" and node.input[0] not in self.rows:
+        if layer.op_type == "MatMul" and not {node.input[0], layer.output[0]} <= self.rows:
             return False
         self._set_weight(layer, weight * factor)
         if row is not None:
@@ -188,7 +188,7 @@ class _Graph:
 
     def _make_addition(self, node: NodeProto, source: str, shift: Array) -> None:
         node.op_type = "Add"
-        del node.attribute[:], node.input[1:]
+        del node.attribute[:], node.input[1:], node.output[1:]
         node.input[0] = source
         self._store(node, 1, shift)
 

@@ -146,10 +146,12 @@ def _polynomial(graph: Rewriting, name: str, x: str, value: str, depth: int = 0)
 
 
 def _power(one: Polynomial, exponent: float) -> Polynomial | None:
+    if exponent not in (1, 2, 3):
+        return None
     found: Polynomial | None = one
     for _ in range(int(exponent) - 1):
         found = None if found is None else _product(found, one)
-    return found if exponent in (1, 2, 3) else None
+    return found
 
 
 def _product(one: Polynomial, other: Polynomial) -> Polynomial | None:

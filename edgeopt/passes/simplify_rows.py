@@ -128,8 +128,11 @@ def _computed(graph: Rewriting, node: NodeProto, known: dict[str, Array], rank: 
                 return None
             value = value.reshape(-1)
         feeds[name] = value
+    dtype = next(iter(known.values())).dtype
+    if any(value.dtype != dtype for value in feeds.values()):  # Pow takes a base or an exponent of another type
+        return None
     values = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(one.dtype), one.shape) for name, one in feeds.items()]
-    result = helper.make_tensor_value_info(node.output[0], helper.np_dtype_to_tensor_dtype(next(iter(known.values())).dtype), None)
+    result = helper.make_tensor_value_info(node.output[0], helper.np_dtype_to_tensor_dtype(dtype), None)
     model = helper.make_model(helper.make_graph([node], "rows", values, [result]), opset_imports=[helper.make_opsetid("", graph.opset)])
     model.ir_version = onnx_format.OLDEST_IR
     with np.errstate(all="ignore"):

@@ -89,6 +89,9 @@ def score(
                     errors[variant] = error
             seen += len(labels)
             progress(seen, 0, f"{seen} samples")
+    if plan.reference in errors:  # it may have failed on the way: what was held against it until then is no score of all samples
+        for row in values.values():
+            row.update({label: [] for label, made in scores.items() if made.needs_reference})
     arrays: dict[str, Any] = {
         f"{variant}/{label}": np.asarray(found, dtype=np.float64)
         for variant, row in values.items()

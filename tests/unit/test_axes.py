@@ -136,6 +136,7 @@ def test_a_waveform_of_any_length_is_one_sample(tmp_path: Path, own_store: Path,
         (("T", 8), (5,), None),
         (("T", 8), (1, 5), "T"),  # exporters note the size that they traced
         (("T", 8), (), "T"),
+        (("N", 3, 8, 8), (8, 5), "N"),  # traced with eight
         (("N", 8), ("N", 5), "N"),
         (("N", 8), ("unk__1", 5), "N"),
     ],
@@ -147,6 +148,19 @@ def test_an_axis_that_no_result_has_counts_no_samples(
     assert found.batch_symbol == symbol
     assert found.fixed_batch == (None if symbol else 1)
     assert found.batch_axis(found.inputs[0]) == (0 if symbol else None)
+
+
+def test_nothing_is_held_against_a_reference_that_fails_on_the_way(tmp_path: Path, own_store: Path) -> None:
+    """Its first 64 samples are no score of all of them. A sample beyond float32 fails the reference, and it alone."""
+    x = np.random.default_rng(3).standard_normal((110, 8)).astype(np.float32)
+    x[106] = 3e38
+    path = written(tmp_path, small.mlp(), "{python: {source: 'score.py:first', label: first}}, sqnr", x=x)
+    np.savez(tmp_path / "evaluate.npz", x=x[40:])
+    (tmp_path / "score.py").write_text("def first(outputs, label, reference):\n    return float(next(iter(outputs.values())).flat[0])\n")
+    report = edgeopt.run(path, tmp_path / "out")
+    rows = {row.variant: row for row in report.rows}
+    assert rows["fp32"].status == "failed" and "evaluation sample 66" in (rows["fp32"].reason or "")
+    assert {label: score.samples for label, score in rows["int8"].scores.items()} == {"first": 70}
 
 
 def test_a_detector_is_quantized_whatever_number_of_boxes_it_gives(tmp_path: Path) -> None:

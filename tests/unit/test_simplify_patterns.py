@@ -171,6 +171,7 @@ OTHERS = {
     "another constant": written(SPELLINGS["flax"], k=0.05),
     "not halved": written("Mul x i s, Erf s t, Add t o u, Mul x u y"),
     "a factor of another tensor": written("Sin x z, Mul x i s, Erf s t, Add t o u, Mul z u v, Mul v h y"),
+    "an infinite power": written("Pow x i s, Tanh s t, Add t o u, Mul x u y", i=np.inf),
     "a number wider than x": ([node("Squeeze", "x", "g"), *written(SPELLINGS["flax"].replace("x", "g"))[0]],
         [*written(SPELLINGS["flax"], o=0)[1][:-2], number("o", [[[[1.0]]]]), number("h", 0.5)]),
 }  # fmt: skip
@@ -296,6 +297,8 @@ WHOLE = {
     "what adds up a row": gathered(node("Softmax", "g", "y"), stored=()),
     "two that are read": gathered(node("Add", "g", "row", "a"), node("Mul", "g", "row", "b"), node("Max", "a", "b", "c"),
         node("Softmax", "c", "d"), node("Softmax", "a", "e"), node("Add", "d", "e", "y")),
+    "a base of another type": indexed([node("Gather", "w", "x", "g"), node("Pow", "n", "g", "y")],
+        [TABLE, number("n", 2, "int64")], result=onnx.TensorProto.INT64),
     "a table that is read elsewhere": gathered(
         node("Add", "g", "row", "h"), node("ReduceMean", "w", "all", keepdims=0), node("Add", "h", "all", "y")
     ),
