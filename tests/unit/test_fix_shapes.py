@@ -250,7 +250,8 @@ def test_a_sample_of_another_size_is_refused_before_anything_is_compiled(tmp_pat
         "        yield {'x': rng.standard_normal((3, 8, width)).astype(np.float32)}, width % 5\n\n\n"
         "def calibrate():\n    return read(0, [6] * 8)\n\n\ndef evaluate():\n    return read(1, [6] * 12 + [9])\n"
     )
-    recipe = RECIPE.replace("npz: calibrate.npz", "python: data.py:calibrate").replace("npz: evaluate.npz", "python: data.py:evaluate")
+    recipe = RECIPE.replace("TARGETS", TARGETS["ov"]).replace("npz: evaluate.npz", "python: data.py:evaluate")
+    recipe = recipe.replace("npz: calibrate.npz", "python: data.py:calibrate")
     (tmp_path / "recipe.yaml").write_text(recipe.replace("[fix-shapes]", "[fix-shapes, quantize-int8]"))
     plan = edgeopt.plan(edgeopt.load_recipe(tmp_path / "recipe.yaml"))
     built = edgeopt.build(plan, tmp_path / "out")
